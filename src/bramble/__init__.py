@@ -1,0 +1,1 @@
+"""Bramble: what runs on the controller, or as a service on a node."""
