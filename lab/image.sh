@@ -1,0 +1,53 @@
+#!/bin/sh
+# Builds the root file system of a lab node: what Raspberry Pi OS Lite has after the Imager's first boot (Debian trixie,
+# systemd, sshd, python3, a user "pi" with sudo), and nothing that the roles ought to install.
+# Usage: lab/image.sh key       prints the recipe's key
+#        lab/image.sh build TAR writes the root file system to TAR
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+suite=trixie
+packages=systemd,systemd-sysv,dbus,python3,python3-apt,openssh-server,sudo,iproute2,iputils-ping,ca-certificates,procps,kmod
+# Certificates that this machine's owner trusts (a company's proxy): nodes download through the same network.
+authorities=/usr/local/share/ca-certificates
+
+case ${1:-} in
+key)
+    { cat "$here/image.sh"; dpkg --print-architecture; find "$authorities" -name '*.crt' -type f -exec sha256sum {} + 2>/dev/null | sort; } |
+        sha256sum | cut -c1-12
+    ;;
+build)
+    tar=${2:?usage: lab/image.sh build TAR}
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    mkdir -p "$work$authorities" "$work/etc/systemd/system/ssh.service.d" "$work/etc/sudoers.d" "$work/etc/ssh"
+    find "$authorities" -name '*.crt' -type f -exec cp {} "$work$authorities/" \; 2>/dev/null || true
+    # Each node makes host keys of its own at its first boot, as on a Pi.
+    cat >"$work/etc/systemd/system/regenerate-ssh-host-keys.service" <<UNIT
+[Unit]
+Description=Make this node's SSH host keys
+Before=ssh.service
+ConditionPathExists=!/etc/ssh/ssh_host_ed25519_key
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/ssh-keygen -A
+[Install]
+WantedBy=multi-user.target
+UNIT
+    echo 'pi ALL=(ALL) NOPASSWD: ALL' >"$work/etc/sudoers.d/010_pi-nopasswd"
+    chmod 0440 "$work/etc/sudoers.d/010_pi-nopasswd"
+    mmdebstrap --quiet --format=tar --variant=minbase --include="$packages" \
+        --aptopt='Acquire::Retries "3"' \
+        --customize-hook="cp -a --no-preserve=ownership $work/. \"\$1/\"" \
+        --customize-hook='chroot "$1" update-ca-certificates >/dev/null 2>&1' \
+        --customize-hook='chroot "$1" useradd --create-home --shell /bin/bash pi' \
+        --customize-hook='chroot "$1" systemctl --quiet enable regenerate-ssh-host-keys.service ssh.service' \
+        --customize-hook='chroot "$1" systemctl --quiet mask systemd-networkd-wait-online.service systemd-resolved.service' \
+        --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*_key* "$1"/etc/machine-id "$1"/etc/resolv.conf "$1"/etc/hostname; : >"$1/etc/machine-id"' \
+        "$suite" "$tar.part" >&2
+    mv "$tar.part" "$tar"
+    ;;
+*)
+    echo "usage: lab/image.sh key | build TAR" >&2
+    exit 2
+    ;;
+esac
