@@ -13,6 +13,7 @@ from ansible.errors import AnsibleFilterError
 ansible.module_utils.__path__.append(str(Path(__file__).parents[1] / "module_utils"))
 
 from ansible.module_utils.bramble.lab import LabError, layout  # noqa: E402
+from ansible.module_utils.bramble.network import in_networks  # noqa: E402
 
 DOCUMENTATION = """
 name: lab_layout
@@ -30,4 +31,4 @@ def lab_layout(name: str, nodes: int, bystanders: int = 0, subnet: str = "") -> 
 
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"lab_layout": lab_layout}
+        return {"lab_layout": lab_layout, "in_networks": in_networks}
