@@ -28,7 +28,7 @@ _MAGIC = frozenset({*constants.INTERNAL_STATIC_VARS, "environment", "gather_subs
 def inventory_problems(
     hostvars: Mapping[str, Any], groups: Mapping[str, Any], roles_path: str | Sequence[str]
 ) -> list[str]:
-    """All problems of the inventory, one line each. Checks every host of `groups.all`, whatever the run is limited to."""
+    """All problems of the inventory, one line each: of every host of `groups.all`, whatever the run is limited to."""
     specs, lines = role_specs([roles_path] if isinstance(roles_path, str) else roles_path)
     hosts: dict[str, dict[str, object]] = {}
     places: dict[str, dict[str, str]] = {}
@@ -85,7 +85,7 @@ def _reason(error: Exception) -> str:
 
 
 def _place(value: object) -> str:
-    """`file:line` where a value was written, or nothing: Ansible tags what it reads from YAML, but not true, false, null."""
+    """`file:line` where a value was written, or nothing: Ansible tags what it reads, but not true, false and null."""
     try:
         # Private to ansible-core, which is pinned; without it a problem names host and variable only.
         from ansible._internal._datatag._tags import Origin
@@ -103,7 +103,7 @@ def _place(value: object) -> str:
 
 
 def role_specs(roles_path: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Role → options of its `main` entry, from `<path>/<role>/meta/argument_specs.yml`; and what is wrong with those files."""
+    """Role → options of its `main` entry, from `<path>/<role>/meta/argument_specs.yml`; and problems of those files."""
     specs: dict[str, dict[str, Any]] = {}
     lines = []
     for path in roles_path:
@@ -125,18 +125,21 @@ def role_specs(roles_path: Sequence[str]) -> tuple[dict[str, dict[str, Any]], li
 
 def addresses(hosts: Sequence[str], hostvars: Mapping[str, Any]) -> list[str]:
     """The addresses by which the other nodes reach `hosts`, in their order."""
-    return _call(nodes.addresses, list(hosts), hostvars)
+    found: list[str] = _call(nodes.addresses, list(hosts), hostvars)
+    return found
 
 
 def even_layers(total: int, hosts: Sequence[str]) -> dict[str, int]:
     """`total` layers shared evenly, as host → layers; the first hosts get one more."""
-    return _call(nodes.even_layers, total, [str(host) for host in hosts])
+    shares: dict[str, int] = _call(nodes.even_layers, total, [str(host) for host in hosts])
+    return shares
 
 
 def build_host(hosts: Sequence[str], hostvars: Mapping[str, Any], architecture: str) -> str:
     """The one of `hosts` that builds for all of `architecture`. Needs their facts."""
     facts = {str(host): hostvars[host].get("ansible_facts", {}) for host in hosts if host in hostvars}
-    return _call(nodes.build_host, [str(host) for host in hosts], facts, architecture)
+    name: str = _call(nodes.build_host, [str(host) for host in hosts], facts, architecture)
+    return name
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,8 +1,8 @@
 """What is wrong with an inventory, found before anything connects to a node.
 
-The authority on variables is each role's `meta/argument_specs.yml`; nothing here repeats a variable's type or choices. What
-the specs cannot say, because it spans variables, hosts or groups, is written out below: addresses, ports, and who may
-be in which group together.
+The authority on variables is each role's `meta/argument_specs.yml`; nothing here repeats a variable's type or choices.
+What the specs cannot say, because it spans variables, hosts or groups, is written out below: addresses, ports, and who
+may be in which group together.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Finding:
 def problems(hosts: Hosts, groups: Groups, specs: Specs, places: Places | None = None) -> list[str]:
     """All problems of an inventory, one line each: where, what is wrong, what to change. None: the empty list.
 
-    Pure. `hosts` holds the roles' variables and the connection variables `ansible_host`, `ansible_port` and `ansible_user`.
+    Pure. `hosts` holds the roles' variables and of Ansible's own `ansible_host`, `ansible_port` and `ansible_user`.
     """
     if not hosts:
         return ["the inventory has no hosts: name the nodes in its hosts.yml, or pass the right directory with -i"]
@@ -82,7 +82,7 @@ def problems(hosts: Hosts, groups: Groups, specs: Specs, places: Places | None =
             for text in _layers(layers, hosts, groups):
                 found.setdefault(_Finding("rpc_head_layers", text, place), []).append(host)
     lines = [_line(finding, where, hosts, groups) for finding, where in found.items()]
-    return [*lines, *_duplicate_addresses(hosts, places), *_groups(hosts, groups, specs), *_topology(groups)]
+    return [*lines, *_duplicate_addresses(hosts, places), *_groups(groups, specs), *_topology(groups)]
 
 
 def _line(finding: _Finding, where: Sequence[str], hosts: Hosts, groups: Groups) -> str:
@@ -159,7 +159,7 @@ class _Type:
     advice: str
 
 
-# The types of argument_specs, without Ansible's coercion: roles use the inventory's value as it is, so it must be right as it is.
+# The types of argument_specs, without Ansible's coercion: a role gets the inventory's value as it is.
 _TYPES: Mapping[str, _Type] = {
     "str": _Type("text", lambda value: isinstance(value, str), "put it in quotes"),
     "path": _Type("a path", lambda value: isinstance(value, str), 'write a path in quotes, such as "/srv/models"'),
@@ -294,7 +294,7 @@ def _ports(host: str, variables: Mapping[str, object], groups: Groups, specs: Sp
 # Groups: who may be where together.
 
 
-def _groups(hosts: Hosts, groups: Groups, specs: Specs) -> Iterator[str]:
+def _groups(groups: Groups, specs: Specs) -> Iterator[str]:
     known = GROUPS_WITHOUT_ROLE | specs.keys()
     members = set(groups.get(CLUSTER, ()))
     for group, names in groups.items():
@@ -321,9 +321,9 @@ def _topology(groups: Groups) -> Iterator[str]:
         yield f"group rpc_head: {_join(heads)} without workers: put hosts in rpc_worker, or move to llama_server"
     for host in heads:
         if host in workers:
-            yield f"{host}: is in rpc_head and in rpc_worker, but a head computes its layers itself: remove it from rpc_worker"
+            yield f"{host}: is in rpc_head and in rpc_worker, but a head computes layers itself: remove it from rpc_worker"
     if len(workers) > MAX_RPC_WORKERS:
-        yield f"group rpc_worker: holds {len(workers)} hosts, but llama.cpp takes {MAX_RPC_WORKERS} at most: remove some"
+        yield f"group rpc_worker: holds {len(workers)} hosts, but llama.cpp takes {MAX_RPC_WORKERS}: remove some"
     if not gateways:
         yield "group gateway: is empty, so nothing could be asked: put one host in it"
     if len(gateways) > 1:
@@ -338,7 +338,7 @@ def _layers(layers: Mapping[str, object], hosts: Hosts, groups: Groups) -> Itera
             close = _closest(str(host), hosts)
             yield f"{path} names no host of the inventory: " + (f"did you mean {close}?" if close else "remove it")
         elif host not in taking_part:
-            yield f"{path} names a host that is neither in rpc_head nor in rpc_worker: add it to rpc_worker, or remove it here"
+            yield f"{path} is for a host in neither rpc_head nor rpc_worker: add it to rpc_worker, or remove it here"
         if isinstance(count, str) and PLACEHOLDER in count:
             continue  # said already
         if not _is_int(count) or (isinstance(count, int) and count < 0):

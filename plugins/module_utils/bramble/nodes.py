@@ -10,7 +10,7 @@ from typing import Any
 def node_address(variables: Mapping[str, object]) -> tuple[str, object]:
     """The variable that holds the address by which the other nodes reach a node, and its value (None: not set).
 
-    `cluster_network_address` is for nodes that the controller reaches by another way: `ansible_host` may then be a name.
+    `cluster_network_address` is for nodes that the controller reaches another way: `ansible_host` may then be a name.
     """
     name = "cluster_network_address" if variables.get("cluster_network_address") else "ansible_host"
     return name, variables.get(name)
@@ -47,10 +47,10 @@ def even_layers(total: int, hosts: Sequence[str]) -> dict[str, int]:
 def build_host(hosts: Sequence[str], facts: Mapping[str, Mapping[str, Any]], architecture: str) -> str:
     """The host that builds for all of `architecture`: oldest system release, then most memory, then first in `hosts`.
 
-    Oldest, because a binary runs with its build machine's C library or a newer one, not with an older. Release numbers of
-    different distributions do not compare (Debian 13 is newer than Ubuntu 24.04): a cluster has one distribution.
+    Oldest, because a binary runs with its build machine's C library or a newer one, not with an older. Release numbers
+    of different distributions do not compare (Debian 13 is newer than Ubuntu 24.04): a cluster has one distribution.
 
-    `facts`: host → its `ansible_facts`. Hosts without facts take no part: a run limited to other hosts does not reach them.
+    `facts`: host → its `ansible_facts`. Hosts without facts take no part: a run limited to others does not reach them.
     ValueError: no host of the architecture.
     """
     candidates = [host for host in hosts if facts.get(host, {}).get("architecture") == architecture]
