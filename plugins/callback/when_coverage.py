@@ -15,10 +15,11 @@ name: when_coverage
 type: notification
 short_description: records which conditions of tasks a run evaluated
 description:
-  - Appends a line to a file for each C(when) that a run evaluated, the first time it was true and the first time it was false.
+  - Appends a line to a file for each C(when) that a run evaluated, the first time that it was true and the first time
+    that it was false.
   - A line is C(path:line), where the condition is written, and C(true) or C(false), with a tab between.
-  - Conditions are evaluated in order, those of enclosing blocks and imports first, and the rest is left out at the first false
-    one. What was left out is not recorded, nor is a task whose loop had no items.
+  - Conditions are evaluated in order, those of enclosing blocks and imports first, and the first false one ends that.
+    What was not evaluated is not recorded, nor is a task whose loop had no items.
   - tests/contract/when_coverage.py says which conditions of the roles no recorded run evaluated.
 options:
   record:
@@ -93,18 +94,15 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         else:
             self._result(result)
 
-    def _start(self, task: Any) -> None:
+    def _start(self, task: Any = None, **_: Any) -> None:
         """Meta tasks report nothing when they run: what has not been skipped until the next task starts has run."""
         if self._meta is not None:
             self._write([(condition, True) for condition in self._meta.when])
         is_meta = task is not None and task.action in ("meta", "ansible.builtin.meta", "ansible.legacy.meta")
         self._meta = task if is_meta and task.when else None
 
-    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
-        self._start(task)
+    v2_playbook_on_task_start = _start
+    v2_playbook_on_handler_task_start = _start
 
-    def v2_playbook_on_handler_task_start(self, task: Any) -> None:
-        self._start(task)
-
-    def v2_playbook_on_stats(self, stats: Any) -> None:
-        self._start(None)
+    def v2_playbook_on_stats(self, *_: Any) -> None:
+        self._start()

@@ -61,7 +61,7 @@ def report(declared: dict[str, str], record: str) -> tuple[int, str]:
     if not outcomes:
         return (
             1,
-            "the record is empty: set BRAMBLE_WHEN_COVERAGE for the runs, and see that callback_plugins is plugins/callback",
+            "the record is empty: set BRAMBLE_WHEN_COVERAGE for the runs, and callback_plugins to plugins/callback",
         )
     reached = declared.keys() & outcomes.keys()
     lines = [f"{place}: no run evaluated: when: {text}" for place, text in declared.items() if place not in reached]

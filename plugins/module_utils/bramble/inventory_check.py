@@ -321,7 +321,7 @@ def _topology(groups: Groups) -> Iterator[str]:
         yield f"group rpc_head: {_join(heads)} without workers: put hosts in rpc_worker, or move to llama_server"
     for host in heads:
         if host in workers:
-            yield f"{host}: is in rpc_head and in rpc_worker, but a head computes layers itself: remove it from rpc_worker"
+            yield f"{host}: is in rpc_head and in rpc_worker, but a head computes layers too: remove it from rpc_worker"
     if len(workers) > MAX_RPC_WORKERS:
         yield f"group rpc_worker: holds {len(workers)} hosts, but llama.cpp takes {MAX_RPC_WORKERS}: remove some"
     if not gateways:
