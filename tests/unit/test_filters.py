@@ -1,0 +1,180 @@
+"""The filters as templates call them, and the pure functions below them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _load() -> dict[str, Callable[..., Any]]:
+    # By its path: its name is that of the package in src/.
+    spec = importlib.util.spec_from_file_location("bramble_filters", ROOT / "plugins/filter/bramble.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    filters: dict[str, Callable[..., Any]] = module.FilterModule().filters()
+    return filters
+
+
+FILTERS = _load()
+
+
+def test_addresses_are_in_order_and_the_clusters_own_comes_first() -> None:
+    hostvars = {
+        "pi1": {"ansible_host": "192.0.2.11"},
+        "pi2": {"ansible_host": "pi2.example", "cluster_network_address": "192.0.2.12"},
+        "pi3": {"ansible_host": "192.0.2.13", "cluster_network_address": ""},
+    }
+    assert FILTERS["addresses"](["pi3", "pi2", "pi1"], hostvars) == ["192.0.2.13", "192.0.2.12", "192.0.2.11"]
+    assert FILTERS["addresses"]([], hostvars) == []
+
+
+@pytest.mark.parametrize(
+    ("hostvars", "message"), [({}, "pi1 is not a host of the inventory"), ({"pi1": {}}, "pi1 has no address")]
+)
+def test_a_host_without_an_address_is_an_error(hostvars: dict[str, Any], message: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=f"addresses: {message}"):
+        FILTERS["addresses"](["pi1"], hostvars)
+
+
+@pytest.mark.parametrize(
+    ("total", "hosts", "shares"),
+    [
+        (28, ["pi1", "pi2", "pi3"], {"pi1": 10, "pi2": 9, "pi3": 9}),
+        (29, ["pi1", "pi2", "pi3"], {"pi1": 10, "pi2": 10, "pi3": 9}),
+        (27, ["pi3", "pi1", "pi2"], {"pi3": 9, "pi1": 9, "pi2": 9}),
+        (2, ["pi1", "pi2", "pi3"], {"pi1": 1, "pi2": 1, "pi3": 0}),
+        (0, ["pi1"], {"pi1": 0}),
+    ],
+)
+def test_even_layers(total: int, hosts: list[str], shares: dict[str, int]) -> None:
+    assert FILTERS["even_layers"](total, hosts) == shares
+
+
+@settings(deadline=None)
+@given(total=st.integers(0, 1000), count=st.integers(1, 16))
+def test_even_layers_are_all_there_and_differ_by_one_at_most(total: int, count: int) -> None:
+    hosts = [f"pi{n}" for n in range(count)]
+    shares = FILTERS["even_layers"](total, hosts)
+    assert list(shares) == hosts
+    assert sum(shares.values()) == total
+    assert max(shares.values()) - min(shares.values()) <= 1
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("total", "hosts", "message"),
+    [
+        (-1, ["pi1"], "a whole number from 0, not -1"),
+        ("28", ["pi1"], "a whole number from 0, not '28'"),
+        (True, ["pi1"], "a whole number from 0, not True"),
+        (28, [], "no hosts to share layers among"),
+        (28, ["pi1", "pi1"], "a host is named twice in pi1, pi1"),
+    ],
+)
+def test_layers_that_cannot_be_shared_are_an_error(total: Any, hosts: list[str], message: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=f"even_layers: .*{message}"):
+        FILTERS["even_layers"](total, hosts)
+
+
+def _facts(release: str, memory: int, architecture: str = "aarch64") -> dict[str, Any]:
+    facts = {"architecture": architecture, "distribution_major_version": release, "memtotal_mb": memory}
+    return {"ansible_facts": facts}
+
+
+BUILDS: list[tuple[str, dict[str, dict[str, Any]], str]] = [
+    ("oldest release", {"pi1": _facts("13", 16000), "pi2": _facts("12", 4000)}, "pi2"),
+    ("as a number", {"pi1": _facts("10", 4000), "pi2": _facts("9", 4000)}, "pi2"),
+    ("then memory", {"pi1": _facts("12", 4000), "pi2": _facts("12", 8000)}, "pi2"),
+    ("then order", {"pi1": _facts("12", 8000), "pi2": _facts("12", 8000)}, "pi1"),
+    ("of the architecture", {"pc": _facts("11", 64000, "x86_64"), "pi2": _facts("13", 4000)}, "pi2"),
+    ("testing is newest", {"pi1": _facts("testing/sid", 16000), "pi2": _facts("13", 4000)}, "pi2"),
+    ("without facts", {"pi1": {"ansible_facts": {}}, "pi2": _facts("13", 4000)}, "pi2"),
+    ("without any", {"pi1": {}, "pi2": _facts("13", 4000)}, "pi2"),
+]
+
+
+@pytest.mark.parametrize(("hostvars", "builder"), [case[1:] for case in BUILDS], ids=[case[0] for case in BUILDS])
+def test_build_host(hostvars: dict[str, Any], builder: str) -> None:
+    assert FILTERS["build_host"](list(hostvars), hostvars, "aarch64") == builder
+
+
+def test_no_host_of_the_architecture_is_an_error_that_names_what_there_is() -> None:
+    with pytest.raises(AnsibleFilterError, match=r"no host to build for armv7l \(pi1: aarch64, pi2: no facts\)"):
+        FILTERS["build_host"](["pi1", "pi2"], {"pi1": _facts("13", 8000), "pi2": {}}, "armv7l")
+
+
+class Templated(Mapping[str, Any]):
+    """As hostvars are: a value is templated when it is read, which may fail."""
+
+    def __init__(self, **values: Any) -> None:
+        self._values = values
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._values[name]
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+GROUPS = {"all": ["pi1"], "cluster": ["pi1"], "gateway": ["pi1"]}
+
+
+@pytest.fixture
+def roles(tmp_path: Path) -> Path:
+    meta = tmp_path / "gateway/meta"
+    meta.mkdir(parents=True)
+    specs = "argument_specs: {main: {options: {gateway_port: {type: int, default: 11434}}}}"
+    (meta / "argument_specs.yml").write_text(specs)
+    return tmp_path
+
+
+def test_magic_variables_and_roles_internals_are_no_problems(roles: Path) -> None:
+    variables = Templated(
+        ansible_host="192.0.2.11",
+        ansible_become_method=RuntimeError("is not even read"),
+        ansible_facts={"x": 1},
+        inventory_hostname="pi1",
+        group_names=["cluster"],
+        __gateway_key="registered",
+        gateway_port=11434,
+    )
+    assert FILTERS["inventory_problems"]({"pi1": variables}, GROUPS, [str(roles)]) == []
+    assert FILTERS["inventory_problems"]({"pi1": variables}, GROUPS, str(roles)) == []
+
+
+def test_a_value_that_cannot_be_templated_is_a_line(roles: Path) -> None:
+    variables = Templated(ansible_host="192.0.2.11", gateway_port=ValueError("'x' is undefined\nand more."))
+    (line,) = FILTERS["inventory_problems"]({"pi1": variables}, GROUPS, [str(roles)])
+    assert line.startswith("pi1: gateway_port cannot be evaluated: 'x' is undefined; ")
+
+
+@pytest.mark.parametrize("text", ["argument_specs: {", "argument_specs:", "- 1", "argument_specs: {other: {}}"])
+def test_specs_that_cannot_be_read_are_a_line(roles: Path, text: str) -> None:
+    file = roles / "broken/meta/argument_specs.yml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    hostvars = {"pi1": {"ansible_host": "192.0.2.11"}}
+    (line,) = FILTERS["inventory_problems"](hostvars, GROUPS, [str(roles)])
+    assert line.startswith(f"{file}: holds no argument_specs.main that can be read: ")
+
+
+def test_a_path_without_roles_is_a_line(tmp_path: Path) -> None:
+    lines = FILTERS["inventory_problems"]({"pi1": {"ansible_host": "192.0.2.11"}}, GROUPS, [str(tmp_path)])
+    assert lines[0] == f"{tmp_path}: no roles found: run from a checkout, with its ansible.cfg"
