@@ -58,6 +58,42 @@ def endpoints(hosts: Sequence[str], role: str, hostvars: Mapping[str, Any]) -> l
     ]
 
 
+def hosts_and_addresses(hosts: Sequence[str], hostvars: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The hosts as roles want them: [{"name", "address"}]."""
+    return [{"name": str(host), "address": address} for host, address in zip(hosts, addresses(hosts, hostvars), strict=True)]
+
+
+def catalogue_entry(hostvars: Mapping[str, Any], host: str, model: str) -> dict[str, Any]:
+    """What a host's catalogue says of a model, with its "name" and the "path" that its file has on the host."""
+    catalogue = yaml.safe_load((ROLES / "model_store" / "vars" / "catalogue.yml").read_text())["__model_store_catalogue"]
+    catalogue |= setting(hostvars, host, "model_store_catalogue")
+    if model not in catalogue:
+        raise AnsibleFilterError(
+            f"{model!r} is not in the catalogue of {host} (there are: {', '.join(sorted(catalogue))}); add it to model_store_catalogue"
+        )
+    path = f"{setting(hostvars, host, 'model_store_path')}/{model}.gguf"
+    return {**catalogue[model], "name": model, "path": path}
+
+
+def backends(hosts: Sequence[str], role: str, hostvars: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a gateway routes to: each host that serves a model with a role, as src/bramble/gateway/config.py wants it."""
+    found = []
+    for endpoint in endpoints(hosts, role, hostvars):
+        host = endpoint["host"]
+        entry = catalogue_entry(hostvars, host, setting(hostvars, host, f"{role}_model"))
+        facts = {key: entry[key] for key in ("name", "bytes", "sha256", "family", "parameters", "quantization") if key in entry}
+        found.append(
+            {
+                "name": f"{host}-{role.replace('_', '-')}",
+                "kind": "llama_server",
+                "url": f"http://{endpoint['address']}:{endpoint['port']}",
+                "slots": setting(hostvars, host, f"{role}_slots"),
+                "models": [{**facts, "context": setting(hostvars, host, f"{role}_context")}],
+            }
+        )
+    return found
+
+
 def add_layers(workers: Sequence[Mapping[str, Any]], layers: Mapping[str, int]) -> list[dict[str, Any]]:
     """The workers, each with the number of layers that it holds."""
     return [{**worker, "layers": layers[worker["host"]]} for worker in workers]
@@ -65,4 +101,4 @@ def add_layers(workers: Sequence[Mapping[str, Any]], layers: Mapping[str, int]) 
 
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"lab_layout": lab_layout, "in_networks": in_networks, "setting": setting, "endpoints": endpoints, "add_layers": add_layers}
+        return {"lab_layout": lab_layout, "in_networks": in_networks, "setting": setting, "endpoints": endpoints, "add_layers": add_layers, "hosts_and_addresses": hosts_and_addresses, "catalogue_entry": catalogue_entry, "backends": backends}
