@@ -73,13 +73,14 @@ def _plain(value: Any) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error and of what caused it, without Ansible's excerpt of the file."""
-    reasons = []
+    """The first lines of an error and of its causes, without Ansible's excerpt of the file and its repetitions."""
+    reasons: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
-        text = str(getattr(cause, "message", "") or cause).strip().splitlines()
-        if text and text[0].rstrip(".") not in reasons:
-            reasons.append(text[0].rstrip("."))
+        line = str(getattr(cause, "message", "") or cause).strip().split("\n")[0].rstrip(".")
+        # Outer messages often hold the inner ones; the marker says only that there is an inner one.
+        if line and "exception marker" not in line and not any(line in reason for reason in reasons):
+            reasons.append(line)
         cause = cause.__cause__
     return ": ".join(reasons) or type(error).__name__
 

@@ -4,7 +4,8 @@
     BRAMBLE_WHEN_COVERAGE=.bramble/when.txt ansible-playbook …    # records, see plugins/callback/when_coverage.py
     tests/contract/when_coverage.py .bramble/when.txt
 
-No linter finds a condition that ansible-core refuses (`when: list | length`); only evaluating it does.
+No linter finds a condition that ansible-core refuses (`when: list | length`); only evaluating it does. Ansible merges a
+condition with an equal one of the enclosing block: the inner one is then reported here, and can go.
 """
 
 from __future__ import annotations

@@ -165,6 +165,16 @@ def test_a_value_that_cannot_be_templated_is_a_line(roles: Path) -> None:
     assert line.startswith("pi1: gateway_port cannot be evaluated: 'x' is undefined; ")
 
 
+def test_the_causes_of_an_error_are_told_once(roles: Path) -> None:
+    outer, inner = ValueError("lookup failed: no such file"), OSError("no such file")
+    outer.__cause__, inner.__cause__ = inner, OSError("disk on fire")
+    marker = RuntimeError("A captured exception marker was tripped.")
+    marker.__cause__ = outer
+    variables = Templated(ansible_host="192.0.2.11", gateway_port=marker)
+    (line,) = FILTERS["inventory_problems"]({"pi1": variables}, GROUPS, [str(roles)])
+    assert "cannot be evaluated: lookup failed: no such file: disk on fire; correct" in line
+
+
 @pytest.mark.parametrize("text", ["argument_specs: {", "argument_specs:", "- 1", "argument_specs: {other: {}}"])
 def test_specs_that_cannot_be_read_are_a_line(roles: Path, text: str) -> None:
     file = roles / "broken/meta/argument_specs.yml"

@@ -45,6 +45,8 @@ SPECS: dict[str, dict[str, Any]] = {
     "rpc_worker": {"rpc_worker_port": {"type": "int", "default": 50052}},
 }
 
+ALL_LAYERS = {"pi1": 4, "pi2": 8, "pi3": 8}
+
 
 @dataclass
 class Inventory:
@@ -86,7 +88,7 @@ def test_a_right_inventory_has_no_problems() -> None:
         model_store_models=[{"name": "a", "size": 1, "source": {"path": "/a"}}],
         model_store_catalogue={"any": {"thing": 1}},
         os_base_tuning=[1, "two", {}],
-        rpc_head_layers={"pi1": 0, "pi2": 8, "pi3": 8},
+        rpc_head_layers=ALL_LAYERS,
         vault_token="secret",
     )
     assert inventory.problems() == []
@@ -148,12 +150,30 @@ VALUES: list[tuple[str, Any, str]] = [
         "CHANGE_ME",
         "ansible_user is still the placeholder CHANGE_ME: write the user that ssh logs in as",
     ),
-    ("rpc_head_layers", {"pi1": "8"}, 'rpc_head_layers.pi1 is the text "8", not a number of layers'),
-    ("rpc_head_layers", {"pi1": -1}, "rpc_head_layers.pi1 is the number -1, not a number of layers"),
-    ("rpc_head_layers", {"pi1": 1.5}, "rpc_head_layers.pi1 is the number 1.5, not a number of layers"),
-    ("rpc_head_layers", {"pi1": True}, "rpc_head_layers.pi1 is true, not a number of layers"),
-    ("rpc_head_layers", {"pj1": 8}, "rpc_head_layers.pj1 names no host of the inventory: did you mean pi1?"),
-    ("rpc_head_layers", {"other": 8}, "rpc_head_layers.other names no host of the inventory: remove it"),
+    (
+        "rpc_head_layers",
+        {"pi1": "8", "pi2": 8, "pi3": 8},
+        'rpc_head_layers.pi1 is the text "8", not a number of layers',
+    ),
+    (
+        "rpc_head_layers",
+        {"pi1": -1, "pi2": 8, "pi3": 8},
+        "rpc_head_layers.pi1 is the number -1, not a number of layers",
+    ),
+    (
+        "rpc_head_layers",
+        {"pi1": 1.5, "pi2": 8, "pi3": 8},
+        "rpc_head_layers.pi1 is the number 1.5, not a number of layers",
+    ),
+    ("rpc_head_layers", {"pi1": True, "pi2": 8, "pi3": 8}, "rpc_head_layers.pi1 is true, not a number of layers"),
+    ("rpc_head_layers", {"pi1": 8, "pi2": 0, "pi3": 8}, "rpc_head_layers.pi2 is the number 0, not a number of layers"),
+    ("rpc_head_layers", {"pi1": 8, "pi3": 8}, "rpc_head_layers lacks pi2: give each host of rpc_head and rpc_worker"),
+    (
+        "rpc_head_layers",
+        ALL_LAYERS | {"pj1": 8},
+        "rpc_head_layers.pj1 names no host of the inventory: did you mean pi1?",
+    ),
+    ("rpc_head_layers", ALL_LAYERS | {"other": 8}, "rpc_head_layers.other names no host of the inventory: remove it"),
 ]
 
 
@@ -188,7 +208,7 @@ def _many_workers(inventory: Inventory) -> None:
 
 def _layers_for_a_bystander(inventory: Inventory) -> None:
     inventory.groups["rpc_worker"] = ["pi2"]
-    inventory.hosts["pi1"]["rpc_head_layers"] = {"pi3": 1}
+    inventory.hosts["pi1"]["rpc_head_layers"] = ALL_LAYERS
 
 
 STRUCTURES: list[tuple[str, Callable[[Inventory], None], str]] = [

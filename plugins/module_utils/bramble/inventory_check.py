@@ -331,7 +331,7 @@ def _topology(groups: Groups) -> Iterator[str]:
 
 
 def _layers(layers: Mapping[str, object], hosts: Hosts, groups: Groups) -> Iterator[str]:
-    taking_part = {*groups.get("rpc_head", ()), *groups.get("rpc_worker", ())}
+    taking_part = [*groups.get("rpc_head", ()), *groups.get("rpc_worker", ())]
     for host, count in layers.items():
         path = f"rpc_head_layers.{host}"
         if host not in hosts:
@@ -341,5 +341,8 @@ def _layers(layers: Mapping[str, object], hosts: Hosts, groups: Groups) -> Itera
             yield f"{path} is for a host in neither rpc_head nor rpc_worker: add it to rpc_worker, or remove it here"
         if isinstance(count, str) and PLACEHOLDER in count:
             continue  # said already
-        if not _is_int(count) or (isinstance(count, int) and count < 0):
-            yield f"{path} is {_describe(count)}, not a number of layers: write 0 or more, whole and without quotes"
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            yield f"{path} is {_describe(count)}, not a number of layers: write 1 or more, whole and without quotes"
+    left_out = [host for host in taking_part if host not in layers]
+    if layers and left_out:
+        yield f"rpc_head_layers lacks {_join(left_out)}: give each host of rpc_head and rpc_worker some, or write {{}}"

@@ -1,0 +1,196 @@
+"""A wrong inventory ends `ansible-playbook` with one clear list, before anything connects to a node."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from checkout import ROOT, load, run
+
+PI = ROOT / "inventory/pi"
+STAND_INS = Path(__file__).with_name("inventory_roles.yml")
+
+
+@pytest.fixture(scope="module")
+def roles_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkout's roles, or stand-ins with the same variables while one that the example needs is not there."""
+    stand_ins = load(STAND_INS)
+    if all((ROOT / "roles" / role / "meta/argument_specs.yml").exists() for role in stand_ins):
+        return ROOT / "roles"
+    path = tmp_path_factory.mktemp("roles")
+    for role, options in stand_ins.items():
+        file = path / role / "meta/argument_specs.yml"
+        file.parent.mkdir(parents=True)
+        file.write_text(yaml.safe_dump({"argument_specs": {"main": {"options": options}}}))
+    return path
+
+
+@dataclass
+class Inventory:
+    """A copy of inventory/pi, filled in."""
+
+    path: Path
+    roles_path: Path
+
+    def hosts(self, change: Callable[[dict[str, Any]], object]) -> None:
+        file = self.path / "hosts.yml"
+        content = load(file)
+        change(content)
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def variable(self, role: str, **values: Any) -> None:
+        file = self.path / f"group_vars/all/{role}.yml"
+        kept = [line for line in file.read_text().splitlines() if line.split(":")[0] not in values]
+        file.write_text("\n".join(kept) + "\n" + yaml.safe_dump(values))
+
+    def validate(self, *options: str, cwd: Path = ROOT) -> tuple[int, list[str], str]:
+        """Runs the playbook: exit code, problems as the message lists them, all output."""
+        playbook = os.path.relpath(ROOT / "playbooks/validate.yml", cwd)
+        done = run(
+            "ansible-playbook", "-i", str(self.path), playbook, *options,
+            cwd=cwd, ANSIBLE_ROLES_PATH=str(self.roles_path), ANSIBLE_CACHE_PLUGIN="memory",
+        )  # fmt: skip
+        output = done.stdout + done.stderr
+        assert "Traceback" not in output
+        # What the user sees: a heading with the count, and a line for each.
+        listed = re.search(r"msg: \|-\n +the inventory has problems \((\d+)\):\n((?: +- .*\n)+)", output)
+        lines = [line.strip().removeprefix("- ") for line in listed[2].splitlines()] if listed else []
+        assert not listed or int(listed[1]) == len(lines)
+        return done.returncode, lines, output
+
+
+@pytest.fixture
+def inventory(tmp_path: Path, roles_path: Path) -> Inventory:
+    path = tmp_path / "pi"
+    shutil.copytree(PI, path)
+    hosts = path / "hosts.yml"
+    text = hosts.read_text().replace("ansible_user: CHANGE_ME", "ansible_user: pi")
+    for number in (1, 2, 3):
+        text = text.replace("ansible_host: CHANGE_ME", f"ansible_host: 192.0.2.1{number}", 1)
+    hosts.write_text(text)
+    return Inventory(path, roles_path)
+
+
+def test_the_example_filled_in_is_right(inventory: Inventory) -> None:
+    code, lines, output = inventory.validate()
+    assert (code, lines) == (0, []), output
+    assert output.count("ok=4 ") == 1
+    assert "the inventory is complete and consistent: 3 hosts" in output
+
+
+def test_the_untouched_example_says_what_to_fill_in(roles_path: Path) -> None:
+    code, lines, output = Inventory(PI, roles_path).validate()
+    assert code != 0
+    assert [re.sub(r".*hosts.yml:\d+: ", "", line) for line in lines] == [
+        "all hosts: ansible_user is still the placeholder CHANGE_ME: write the user that ssh logs in as",
+        *(
+            f"{host}: ansible_host is still the placeholder CHANGE_ME: write the node's IPv4 address"
+            for host in ("pi1", "pi2", "pi3")
+        ),
+    ], output
+
+
+WRONG: list[tuple[str, Callable[[Inventory], object], str]] = [
+    (
+        "unknown variable",
+        lambda i: i.variable("gateway", gateway_prot=1),
+        r"{path}/group_vars/all/gateway.yml:\d+: all hosts: gateway_prot is not a variable of any role: "
+        r"did you mean gateway_port\?",
+    ),
+    (
+        "missing address",
+        lambda i: i.hosts(lambda hosts: hosts["cluster"]["hosts"]["pi2"].clear()),
+        r"pi2: ansible_host is missing: write the node's IPv4 address",
+    ),
+    (
+        "duplicate address",
+        lambda i: i.hosts(lambda hosts: hosts["cluster"]["hosts"]["pi3"].update(ansible_host="192.0.2.11")),
+        r"pi1 \(.*hosts.yml:\d+\), pi3 \(.*hosts.yml:\d+\): have the same address 192.0.2.11: give each node its own",
+    ),
+    (
+        "string for a number",
+        lambda i: i.variable("rpc_head", rpc_head_slots="four"),
+        r'{path}/group_vars/all/rpc_head.yml:\d+: all hosts: rpc_head_slots is the text "four", not a whole number: '
+        r"write digits without quotes",
+    ),
+    (
+        "two heads",
+        lambda i: i.hosts(
+            lambda hosts: (hosts["rpc_head"]["hosts"].update(pi2=None), hosts["rpc_worker"]["hosts"].pop("pi2"))
+        ),
+        r"group rpc_head: holds pi1, pi2, but an RPC worker serves one head only: leave one of them here",
+    ),
+    (
+        "expression that cannot be evaluated",
+        lambda i: i.variable("rpc_head", rpc_head_model="{{ nowhere.model }}"),
+        r"{path}/group_vars/all/rpc_head.yml:\d+: all hosts: rpc_head_model cannot be evaluated: "
+        r".*'nowhere' is undefined.*",
+    ),
+    (
+        "boolean, which carries no line",
+        lambda i: i.variable("rpc_head", rpc_head_slots=True),
+        r"{path}/group_vars/all/rpc_head.yml:\d+: all hosts: rpc_head_slots is true, not a whole number: .*",
+    ),
+    (
+        "unknown group",
+        lambda i: i.hosts(lambda hosts: hosts.update(rpc_workers={"hosts": {"pi2": None}})),
+        r"group rpc_workers: is not known, so its hosts would get nothing: did you mean rpc_worker\?",
+    ),
+    (
+        "no hosts",
+        lambda i: (i.path / "hosts.yml").write_text("all: {hosts: {}}"),
+        r"the inventory has no hosts: name the nodes in its hosts.yml, or pass the right directory with -i",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "line"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+def test_a_wrong_inventory_gives_one_line_that_names_the_place(
+    inventory: Inventory, spoil: Callable[[Inventory], object], line: str
+) -> None:
+    spoil(inventory)
+    code, lines, output = inventory.validate()
+    assert code != 0
+    assert len(lines) == 1, output
+    assert re.fullmatch(line.replace("{path}", re.escape(str(inventory.path))), lines[0]), lines[0]
+
+
+@pytest.mark.parametrize("options", [("--limit", "pi1"), ("--check",), ("--tags", "gateway")], ids=" ".join)
+def test_every_host_is_checked_whatever_the_run_is_limited_to(inventory: Inventory, options: tuple[str, ...]) -> None:
+    inventory.hosts(lambda hosts: hosts["cluster"]["hosts"]["pi3"].update(gateway_port="1"))
+    code, lines, output = inventory.validate(*options)
+    assert code != 0
+    assert len(lines) == 1, output
+    assert ": pi3: gateway_port is the text" in lines[0]
+
+
+def test_it_works_from_playbooks_too(inventory: Inventory) -> None:
+    code, _, output = inventory.validate(cwd=ROOT / "playbooks")
+    assert code == 0, output
+
+
+def test_without_the_checkouts_configuration_it_says_where_to_run(inventory: Inventory, tmp_path: Path) -> None:
+    code, _, output = inventory.validate(cwd=tmp_path)
+    assert code != 0
+    assert f"run from {ROOT} or its playbooks/" in output
+
+
+def test_what_roles_register_is_not_checked_again(inventory: Inventory, tmp_path: Path) -> None:
+    site = tmp_path / "site.yml"
+    validate = {"import_playbook": str(ROOT / "playbooks/validate.yml")}
+    fact = {"name": "Register", "ansible.builtin.set_fact": {"some_endpoint": "192.0.2.11:8081"}}
+    play = {"name": "Register", "hosts": "pi1", "gather_facts": False, "tasks": [fact]}
+    site.write_text(yaml.safe_dump([validate, play, validate], sort_keys=False))
+    done = run(
+        "ansible-playbook", "-i", str(inventory.path), str(site),
+        ANSIBLE_ROLES_PATH=str(inventory.roles_path), ANSIBLE_CACHE_PLUGIN="memory",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("the inventory is complete and consistent") == 1
