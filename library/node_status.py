@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: node_status
 short_description: The state of a node
 description:
-  - Reads what a node can say of itself - the machine, Bramble's services, the build of llama.cpp, the models, and what the
-    RPC head has loaded where.
+  - Reads what a node can say of itself - the machine, Bramble's services, the build of llama.cpp, the models, and what
+    the RPC head has loaded where.
   - Reads only, needs no privileges, and does not fail because something is absent.
 attributes:
   check_mode:
@@ -36,7 +36,13 @@ services:
   type: dict
   sample:
     bramble-rpc-worker.service:
-      {active: active, sub: running, result: success, type: exec, enabled: enabled, restarts: 0, since: "2026-11-21T02:40:00Z"}
+      active: active
+      sub: running
+      result: success
+      type: exec
+      enabled: enabled
+      restarts: 0
+      since: "2026-11-21T02:40:00Z"
 llama_cpp:
   description: C(build) is the content of the current build's C(build.json), or null.
   returned: always

@@ -41,6 +41,8 @@ OUTPUT_LINES = 40
 GRACE_SECONDS = 15.0
 # How often ansible-runner looks whether it has been interrupted, in seconds.
 POLL_SECONDS = 0.5
+# So many logs are kept, the newest: `bramble status` writes one each time.
+LOGS_KEPT = 200
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _HIDDEN = "the result is hidden (no_log)"
@@ -615,6 +617,8 @@ def _open_log(root: Path, name: str) -> Iterator[TextIO]:
     stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for old in sorted(directory.glob("*.log"))[: -(LOGS_KEPT - 1)]:
+            old.unlink(missing_ok=True)
         for number in range(1, 1000):
             path = directory / (f"{stem}.log" if number == 1 else f"{stem}-{number}.log")
             try:
