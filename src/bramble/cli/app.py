@@ -127,14 +127,12 @@ def status(
     The JSON has: ok, problems, gateway {url, reachable, version, backends}, nodes {NAME: {reachable, address, services,
     build_key, models, layers, ...}}, model {name, state, layers {NAME: number}}, build_keys, last_tokens_per_second.
     """
-    from bramble.cli.status import render
-
     root = find_root()
     report = look(root, inventory_path(root, inventory))
     if as_json:
         print(json.dumps(report, indent=2))
     else:
-        stdout_console().print(render(report), highlight=False)
+        show(report)
     raise typer.Exit(0 if report["ok"] else 1)
 
 
@@ -214,8 +212,6 @@ def model_synth(
 @app.command()
 def demo(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> None:
     """The whole of it on this machine: boot a lab, set it up, ask it a question."""
-    from bramble.cli.status import render
-
     root = find_root()
     inventory = f"inventory/{name}"
     heading(f"1/5  Boot the lab: {nodes} nodes")
@@ -238,17 +234,16 @@ def demo(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> No
     play(root, "site.yml", inventory=inventory, verbosity=verbose, require_hosts=True)
     heading("4/5  Look at them")
     report = look(root, inventory)
-    stdout_console().print(render(report), highlight=False)
+    show(report)
     gateway = report["gateway"]["url"]
     if gateway is None:
         raise CliError("The inventory has no host in the group gateway: there is nobody to ask.")
     heading(f"5/5  Ask: {DEMO_QUESTION}")
     model = ask_gateway(gateway, DEMO_QUESTION, model=report["model"]["name"], max_tokens=DEMO_TOKENS)
     split = ", ".join(f"{node} {layers}" for node, layers in report["model"]["layers"].items()) or "not told"
-    print(
-        f"\nGateway:          {gateway}\nLayers per node:  {split}\n\nAsk it yourself:\n\n  {curl_line(gateway, model)}\n"
-    )
-    print(f"  bramble ask -i {inventory} 'Hello'\n  bramble lab down --name {name}     # removes it all")
+    print(f"\nGateway:          {gateway}\nLayers per node:  {split}\n\nAsk it yourself:\n")
+    print(f"  {curl_line(gateway, model)}\n  bramble ask -i {inventory} 'Hello'\n")
+    print(f"Remove it all:  bramble lab down --name {name}")
     raise typer.Exit(0 if report["ok"] else 1)
 
 
@@ -262,6 +257,16 @@ def stderr_console() -> Console:
 def stdout_console() -> Console:
     # A pipe has no width; a table cut to 80 columns would lose what a script looks for.
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report of `bramble status` for people. A problem is one line, however narrow the terminal."""
+    from bramble.cli.status import render, render_verdict
+
+    console = stdout_console()
+    console.print(render(report))
+    console.print()
+    console.print(render_verdict(report), soft_wrap=True)
 
 
 def heading(text: str) -> None:
@@ -374,9 +379,11 @@ def look(root: Path, inventory: str) -> dict[str, Any]:
         result = run_playbook(
             "playbooks/status.yml", root=root, inventory=inventory, environment=QUICK, listener=collector
         )
-        if result.status != "interrupted" and collector.nodes:
-            return build_report(collector.nodes, fetch_gateway(collector.gateway_url))
-    could_not_look(result, root, inventory)
+        looked = result.status != "interrupted" and bool(collector.nodes)
+        gateway = fetch_gateway(collector.gateway_url) if looked else {}
+    if not looked:
+        could_not_look(result, root, inventory)
+    return build_report(collector.nodes, gateway)
 
 
 def gateway_url(root: Path, inventory: str) -> str:

@@ -207,7 +207,7 @@ def _node_problems(name: str, node: Json) -> list[str]:
 
 
 def render(report: Json) -> RenderableType:
-    """The report for people."""
+    """The report for people, but for its problems."""
     nodes = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("node", "address", "machine", "services", "build", "models", "layers"):
         nodes.add_column(title, justify="right" if title == "layers" else "left", overflow="fold")
@@ -238,11 +238,14 @@ def render(report: Json) -> RenderableType:
     )
     lines.add_row("model", escape(f"{model['name']} ({model['state']})" if model["name"] else "none loaded"))
     lines.add_row("last answer", f"{rate:.1f} tokens/s" if rate is not None else "none yet")
+    return Group(nodes, "", lines)
+
+
+def render_verdict(report: Json) -> str:
+    """The report's problems, a line each, in rich's markup."""
     if report["ok"]:
-        verdict = "[green]All is well.[/]"
-    else:
-        verdict = "\n".join(f"[red]✗[/] {escape(problem)}" for problem in report["problems"])
-    return Group(nodes, "", lines, "", verdict)
+        return "[green]All is well.[/]"
+    return "\n".join(f"[red]✗[/] {escape(problem)}" for problem in report["problems"])
 
 
 def _machine(host: Json) -> str:
