@@ -450,7 +450,12 @@ def error_lines(output: tuple[str, ...]) -> tuple[str, ...]:
     first = next((index for index, line in enumerate(lines) if line.startswith(("[ERROR]", "ERROR!"))), None)
     if first is None:
         return tuple(lines[-TAIL_LINES:])
-    return tuple(line.removeprefix("[ERROR]: ").removeprefix("ERROR! ") for line in lines[first:][:OUTPUT_LINES])
+    found = [line.removeprefix("[ERROR]: ").removeprefix("ERROR! ") for line in lines[first:]]
+    if "failed to parse inventory" in found[0]:
+        # Why is in the warnings above it: each plugin that tried says one, and the YAML plugin's is the one that helps.
+        tried = "[WARNING]: Failed to parse inventory with 'yaml' plugin: "
+        found += [line.removeprefix(tried) for line in lines if line.startswith((tried, "Origin: /"))]
+    return tuple(dict.fromkeys(found))
 
 
 # --- Running
@@ -672,7 +677,7 @@ class _Interrupts:
             _kill([self.pid], signal.SIGINT)
         if self.count == 1 and time.monotonic() < self._deadline:
             return False
-        _kill(descendants(self.pid, _processes()), signal.SIGKILL)
+        _kill(descendants(self.pid, processes()), signal.SIGKILL)
         return True
 
 
@@ -684,7 +689,7 @@ def descendants(pid: int, parents: Mapping[int, int]) -> list[int]:
     return found[1:]
 
 
-def _processes() -> dict[int, int]:
+def processes() -> dict[int, int]:
     """All processes of this machine: id → id of the parent."""
     listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
     return {int(pid): int(parent) for pid, parent in (line.split() for line in listing.splitlines())}

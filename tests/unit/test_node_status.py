@@ -2,10 +2,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import node_status as module
 import pytest
 from ansible.module_utils.bramble import node_status as ns
 from ansible.module_utils.testing import patch_module_args
+
+import node_status as module
 
 # `systemctl show --timestamp=unix --property=… -- a b` of systemd 257.
 SHOW = """\

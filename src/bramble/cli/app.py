@@ -372,18 +372,17 @@ def look(root: Path, inventory: str) -> dict[str, Any]:
     Raises:
         CliError: the nodes could not be looked at (exit code 2).
     """
+    from bramble.cli.progress import waiting
     from bramble.cli.status import Collector, build_report, fetch_gateway
 
     collector = Collector()
-    with stderr_console().status("Looking at the nodes…"):
+    with waiting(stderr_console(), "Looking at the nodes…", collector) as listener:
         result = run_playbook(
-            "playbooks/status.yml", root=root, inventory=inventory, environment=QUICK, listener=collector
+            "playbooks/status.yml", root=root, inventory=inventory, environment=QUICK, listener=listener
         )
-        looked = result.status != "interrupted" and bool(collector.nodes)
-        gateway = fetch_gateway(collector.gateway_url) if looked else {}
-    if not looked:
+    if result.status == "interrupted" or not collector.nodes:
         could_not_look(result, root, inventory)
-    return build_report(collector.nodes, gateway)
+    return build_report(collector.nodes, fetch_gateway(collector.gateway_url))
 
 
 def gateway_url(root: Path, inventory: str) -> str:

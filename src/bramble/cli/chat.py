@@ -106,7 +106,7 @@ def rate(count: object, nanoseconds: object) -> float | None:
     """Tokens per second, from Ollama's count and duration in nanoseconds."""
     if not isinstance(count, int | float) or not isinstance(nanoseconds, int | float) or nanoseconds <= 0:
         return None
-    return count / nanoseconds * 1e9
+    return count * 1e9 / nanoseconds
 
 
 def printable(text: str) -> str:

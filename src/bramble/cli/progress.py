@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -29,15 +29,40 @@ _STYLES = {"changed": "yellow", "ok": "green", "failed": "red", "unreachable": "
 
 @contextmanager
 def shown(console: Console) -> Iterator[Listener]:
-    """A listener for `run_playbook` that shows the run on ``console`` in the way that suits it."""
-    if console.is_terminal and not console.is_dumb_terminal:
-        view = LiveView()
-        with Live(get_renderable=view.render, console=console, refresh_per_second=8, transient=True):
-            yield view
-    else:
-        plain = PlainView(console)
-        with plain.heartbeat():
-            yield plain
+    """A listener for `run_playbook` that shows the run on ``console`` in the way that suits it.
+
+    What draws or beats in a thread starts with the first event, not before: the run begins with a fork, and a process
+    with threads should not fork.
+    """
+    with ExitStack() as stack:
+        if console.is_terminal and not console.is_dumb_terminal:
+            view = LiveView()
+            live = Live(get_renderable=view.render, console=console, refresh_per_second=8, transient=True)
+            yield _starting(stack, live, view)
+        else:
+            plain = PlainView(console)
+            yield _starting(stack, plain.heartbeat(), plain)
+
+
+@contextmanager
+def waiting(console: Console, text: str, listener: Listener) -> Iterator[Listener]:
+    """``listener``, with no more than a spinner to show for the run."""
+    with ExitStack() as stack:
+        yield _starting(stack, console.status(text), listener)
+
+
+def _starting(stack: ExitStack, view: AbstractContextManager[object], listener: Listener) -> Listener:
+    """``listener``, which enters ``view`` when the first event comes."""
+    started = False
+
+    def listen(progress: Progress, event: Event) -> None:
+        nonlocal started
+        if not started:
+            started = True
+            stack.enter_context(view)
+        listener(progress, event)
+
+    return listen
 
 
 class LiveView:
