@@ -1,0 +1,5 @@
+"""The `bramble` command."""
+
+from bramble.cli.app import main
+
+__all__ = ["main"]

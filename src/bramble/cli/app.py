@@ -1,0 +1,478 @@
+"""The commands: what they take, what they call, how they end.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 well, 1 not well, 2 not started (a usage
+error, no project, no inventory), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from bramble.runner import RunnerError, RunResult, find_root, run_playbook
+
+LOCALHOST = ","  # An inventory without hosts: plays on implicit localhost, and the owner's inventory is not even read.
+LAB_NAME = re.compile(r"lab(-[a-z0-9]+)*")
+NODE_NAME = re.compile(r"[a-z][a-z0-9-]*")
+BECOME_PROMPT = r"BECOME password.*:\s*$"
+# A dead node shall cost seconds when all that is wanted is a look.
+QUICK = {"ANSIBLE_SSH_RETRIES": "0", "ANSIBLE_TIMEOUT": "5"}
+
+DEMO_MODEL = Path(".bramble/models/bramble-synth.gguf")
+DEMO_QUESTION = "Which three fruits grow on brambles?"
+DEMO_TOKENS = 64
+
+app = typer.Typer(
+    name="bramble",
+    help="One LLM service out of a shelf of Raspberry Pis.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+lab_app = typer.Typer(name="lab", help="Nodes in containers, for a cluster with no Pi at all.", no_args_is_help=True)
+model_app = typer.Typer(name="model", help="Model files.", no_args_is_help=True)
+app.add_typer(lab_app)
+app.add_typer(model_app)
+
+
+class CliError(Exception):
+    """Ends the command with one message and an exit code."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Break(StrEnum):
+    """What can be done to a lab's node."""
+
+    STOP = "stop"
+    FREEZE = "freeze"
+    CUT = "cut"
+
+
+Inventory = Annotated[
+    str, typer.Option("--inventory", "-i", envvar="BRAMBLE_INVENTORY", help="The inventory: a directory or a file.")
+]
+LabName = Annotated[str, typer.Option("--name", help="The lab: `lab`, or `lab-` and a word.")]
+LabNodes = Annotated[int, typer.Option("--nodes", min=1, max=64, help="How many nodes.")]
+AskBecomePass = Annotated[bool, typer.Option("--ask-become-pass", "-K", help="Ask for the password that sudo wants.")]
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="More detail in the log.")]
+
+DEFAULT_INVENTORY = "inventory/pi"
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        app()
+    except CliError as error:
+        print(f"bramble: {error}", file=sys.stderr)
+        sys.exit(error.code)
+    except RunnerError as error:
+        print(f"bramble: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# --- Commands
+
+
+@app.command()
+def up(
+    inventory: Inventory = DEFAULT_INVENTORY,
+    limit: Annotated[str | None, typer.Option("--limit", help="Only these hosts.")] = None,
+    tags: Annotated[str | None, typer.Option("--tags", help="Only tasks with one of these tags.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Predict; change nothing.")] = False,
+    ask_become_pass: AskBecomePass = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Make the nodes what the inventory says: runs site.yml."""
+    root = find_root()
+    passwords = become_passwords("The nodes want a password for sudo.") if ask_become_pass else None
+    play(
+        root,
+        "site.yml",
+        inventory=inventory_path(root, inventory),
+        limit=limit,
+        tags=tags,
+        check=check,
+        passwords=passwords,
+        verbosity=verbose,
+        require_hosts=True,
+    )
+
+
+@app.command()
+def status(
+    inventory: Inventory = DEFAULT_INVENTORY,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look at the nodes and the gateway.
+
+    Exit code 0: all is well. 1: something is not; each problem is one line. 2: could not look.
+
+    The JSON has: ok, problems, gateway {url, reachable, version, backends}, nodes {NAME: {reachable, address, services,
+    build_key, models, layers, ...}}, model {name, state, layers {NAME: number}}, build_keys, last_tokens_per_second.
+    """
+    root = find_root()
+    report = look(root, inventory_path(root, inventory))
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        show(report)
+    raise typer.Exit(0 if report["ok"] else 1)
+
+
+@app.command()
+def ask(
+    prompt: Annotated[str, typer.Argument(help="The question.")],
+    inventory: Inventory = DEFAULT_INVENTORY,
+    url: Annotated[str | None, typer.Option("--url", help="The gateway, if not the inventory's.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model, if not the gateway's first.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Stop after so many tokens.")] = None,
+) -> None:
+    """Ask the cluster a question. The answer streams to standard output, its speed to standard error."""
+    if url is None:
+        root = find_root()
+        url = gateway_url(root, inventory_path(root, inventory))
+    ask_gateway(url.rstrip("/"), prompt, model=model, max_tokens=max_tokens)
+
+
+@lab_app.command("up")
+def lab_up(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> None:
+    """Boot the nodes and write their inventory."""
+    play_lab("lab_up", name, {"lab_nodes": nodes}, verbosity=verbose)
+    print(f"The lab's inventory is inventory/{name}. Next: bramble up -i inventory/{name}")
+
+
+@lab_app.command("down")
+def lab_down(name: LabName = "lab", verbose: Verbose = 0) -> None:
+    """Remove the lab and all that it made."""
+    play_lab("lab_down", name, {}, verbosity=verbose)
+
+
+@lab_app.command("break")
+def lab_break(
+    node: Annotated[str, typer.Argument(help="The node, such as pi2.")],
+    how: Annotated[
+        Break, typer.Option("--how", help="Switch it off, freeze its processes, or cut it off the network.")
+    ],
+    name: LabName = "lab",
+    verbose: Verbose = 0,
+) -> None:
+    """Break a node, to see what the cluster does."""
+    play_lab("lab_break", name, break_vars(node, how.value), verbosity=verbose)
+
+
+@lab_app.command("mend")
+def lab_mend(
+    node: Annotated[str, typer.Argument(help="The node, such as pi2.")], name: LabName = "lab", verbose: Verbose = 0
+) -> None:
+    """Undo `lab break`."""
+    play_lab("lab_break", name, break_vars(node, "mend"), verbosity=verbose)
+
+
+@model_app.command("synth")
+def model_synth(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    name: Annotated[str, typer.Option("--name", help="The model's name.")] = "bramble-synth",
+    size: Annotated[str, typer.Option("--size", help="Parameters: 60M, 1.5B.")] = "60M",
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Transformer layers.")] = 12,
+    quantization: Annotated[str, typer.Option("--quantization", help="The weights' type.")] = "Q8_0",
+    context: Annotated[int, typer.Option("--context", min=1, help="Context length in tokens.")] = 4096,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same file.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Make a stand-in model: real format and tokenizer, RANDOM weights. Its answers are noise."""
+    synthesize_model(
+        output,
+        name=name,
+        size=size,
+        layers=layers,
+        quantization=quantization,
+        context=context,
+        seed=seed,
+        overwrite=force,
+    )
+
+
+@app.command()
+def demo(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> None:
+    """The whole of it on this machine: boot a lab, set it up, ask it a question."""
+    root = find_root()
+    inventory = f"inventory/{name}"
+    heading(f"1/5  Boot the lab: {nodes} nodes")
+    play_lab("lab_up", name, {"lab_nodes": nodes}, verbosity=verbose)
+    heading("2/5  Make a stand-in model")
+    if (root / DEMO_MODEL).exists():
+        print(f"{DEMO_MODEL} is there. Its weights are random: what it answers is noise.", flush=True)
+    else:
+        synthesize_model(
+            root / DEMO_MODEL,
+            name="bramble-synth",
+            size="60M",
+            layers=12,
+            quantization="Q8_0",
+            context=4096,
+            seed=0,
+            overwrite=False,
+        )
+    heading("3/5  Set up the nodes")
+    play(root, "site.yml", inventory=inventory, verbosity=verbose, require_hosts=True)
+    heading("4/5  Look at them")
+    report = look(root, inventory)
+    show(report)
+    gateway = report["gateway"]["url"]
+    if gateway is None:
+        raise CliError("The inventory has no host in the group gateway: there is nobody to ask.")
+    heading(f"5/5  Ask: {DEMO_QUESTION}")
+    model = ask_gateway(gateway, DEMO_QUESTION, model=report["model"]["name"], max_tokens=DEMO_TOKENS)
+    split = ", ".join(f"{node} {layers}" for node, layers in report["model"]["layers"].items()) or "not told"
+    print(f"\nGateway:          {gateway}\nLayers per node:  {split}\n\nAsk it yourself:\n")
+    print(f"  {curl_line(gateway, model)}\n  bramble ask -i {inventory} 'Hello'\n")
+    print(f"Remove it all:  bramble lab down --name {name}")
+    raise typer.Exit(0 if report["ok"] else 1)
+
+
+# --- What they call
+
+
+def stderr_console() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def stdout_console() -> Console:
+    # A pipe has no width; a table cut to 80 columns would lose what a script looks for.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report of `bramble status` for people. A problem is one line, however narrow the terminal."""
+    from bramble.cli.status import render, render_verdict
+
+    console = stdout_console()
+    console.print(render(report))
+    console.print()
+    console.print(render_verdict(report), soft_wrap=True)
+
+
+def heading(text: str) -> None:
+    stderr_console().print(f"\n[bold]{text}[/]", soft_wrap=True)
+
+
+def inventory_path(root: Path, inventory: str) -> str:
+    """The inventory as `run_playbook` wants it: what the user named from where he is, else from the project's root."""
+    if inventory.endswith(","):
+        return inventory
+    path = Path(inventory).absolute()
+    if path.exists():
+        return str(path)
+    if (root / inventory).exists():
+        return inventory
+    raise CliError(
+        f"The inventory {inventory} does not exist. Name one with -i, or make a lab with `bramble lab up`.", 2
+    )
+
+
+def play(
+    root: Path,
+    playbook: str,
+    *,
+    inventory: str,
+    limit: str | None = None,
+    tags: str | None = None,
+    check: bool = False,
+    extra_vars: Mapping[str, object] | None = None,
+    passwords: Mapping[str, str] | None = None,
+    verbosity: int = 0,
+    require_hosts: bool = False,
+) -> RunResult:
+    """Run a playbook under people's eyes; if it does not end well, so does the command."""
+    from bramble.cli.progress import report_end, shown
+
+    console = stderr_console()
+    with shown(console) as listener:
+        result = run_playbook(
+            playbook,
+            root=root,
+            inventory=inventory,
+            limit=limit,
+            tags=tags,
+            check=check,
+            extra_vars=extra_vars,
+            passwords=passwords,
+            verbosity=verbosity,
+            require_hosts=require_hosts,
+            listener=listener,
+        )
+    report_end(console, result, root)
+    if not result.ok:
+        raise typer.Exit(130 if result.status == "interrupted" else 1)
+    return result
+
+
+def play_lab(playbook: str, name: str, extra_vars: Mapping[str, object], *, verbosity: int) -> None:
+    """Run one of the lab's playbooks on this machine."""
+    if not LAB_NAME.fullmatch(name):
+        raise CliError(f"A lab is named `lab`, or `lab-` and small letters or digits, not {name!r}.", 2)
+    root = find_root()
+    play(
+        root,
+        f"playbooks/{playbook}.yml",
+        inventory=LOCALHOST,
+        extra_vars={"lab_name": name, **extra_vars},
+        passwords=lab_passwords(),
+        verbosity=verbosity,
+    )
+
+
+def break_vars(node: str, how: str) -> dict[str, object]:
+    if not NODE_NAME.fullmatch(node):
+        raise CliError(f"{node!r} is no name of a node; a lab's nodes are pi1, pi2, …", 2)
+    return {"lab_break_node": node, "lab_break_how": how}
+
+
+def lab_passwords() -> dict[str, str] | None:
+    """What sudo wants to know before the lab may start podman as root; None if it wants nothing."""
+    if os.geteuid() == 0:
+        return None
+    why = "The lab boots containers with podman, which needs root: networks of its own, systemd inside."
+    if shutil.which("sudo") is None:
+        raise CliError(f"{why} There is no sudo here; run this as root.", 2)
+    # With -k no earlier login counts: Ansible has a terminal of its own, where it would not count either.
+    if subprocess.run(["sudo", "-k", "-n", "true"], capture_output=True, check=False).returncode == 0:
+        return None
+    return become_passwords(why)
+
+
+def become_passwords(why: str) -> dict[str, str]:
+    """Ask for sudo's password, once, for ``ansible-playbook --ask-become-pass``."""
+    if not sys.stdin.isatty():
+        raise CliError(f"{why} There is no terminal to ask for sudo's password on.", 2)
+    print(why, file=sys.stderr)
+    return {BECOME_PROMPT: getpass.getpass("Password for sudo: ")}
+
+
+def look(root: Path, inventory: str) -> dict[str, Any]:
+    """The report of `bramble status`.
+
+    Raises:
+        CliError: the nodes could not be looked at (exit code 2).
+    """
+    from bramble.cli.progress import waiting
+    from bramble.cli.status import Collector, build_report, fetch_gateway
+
+    collector = Collector()
+    with waiting(stderr_console(), "Looking at the nodes…", collector) as listener:
+        result = run_playbook(
+            "playbooks/status.yml", root=root, inventory=inventory, environment=QUICK, listener=listener
+        )
+    if result.status == "interrupted" or not collector.nodes:
+        could_not_look(result, root, inventory)
+    return build_report(collector.nodes, fetch_gateway(collector.gateway_url))
+
+
+def gateway_url(root: Path, inventory: str) -> str:
+    """The gateway's URL by the inventory.
+
+    Raises:
+        CliError: the inventory cannot be read or has no gateway (exit code 2).
+    """
+    from bramble.cli.status import Collector
+
+    collector = Collector()
+    result = run_playbook("playbooks/status.yml", root=root, inventory=inventory, tags="inventory", listener=collector)
+    if not result.ok or not collector.nodes:
+        could_not_look(result, root, inventory)
+    if collector.gateway_url is None:
+        raise CliError(f"The inventory {inventory} has no host in the group gateway. Name the gateway with --url.", 2)
+    return collector.gateway_url
+
+
+def could_not_look(result: RunResult, root: Path, inventory: str) -> NoReturn:
+    from bramble.cli.progress import report_end
+
+    if result.ok:
+        raise CliError(f"The inventory {inventory} has no host in the group cluster.", 2)
+    report_end(stderr_console(), result, root)
+    raise typer.Exit(130 if result.status == "interrupted" else 2)
+
+
+def ask_gateway(url: str, prompt: str, *, model: str | None, max_tokens: int | None) -> str:
+    """Stream an answer to standard output; the name of the model that gave it."""
+    from bramble.cli.chat import ChatError, choose_model, open_client
+    from bramble.cli.chat import ask as ask_model
+
+    def write(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    try:
+        with open_client() as client:
+            model = model or choose_model(client, url)
+            answer = ask_model(client, url, model, prompt, write=write, max_tokens=max_tokens)
+    except ChatError as error:
+        raise CliError(str(error)) from error
+    if not answer.text.endswith("\n"):
+        write("\n")
+    speed = f"{answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second is not None else "speed not measured"
+    print(f"{answer.model}: {answer.tokens} tokens, {speed}", file=sys.stderr, flush=True)
+    return model
+
+
+def curl_line(url: str, model: str) -> str:
+    """A command to paste into a shell."""
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "stream": True}
+    return shlex.join(["curl", "-N", f"{url}/api/chat", "-d", json.dumps(body)])
+
+
+def synthesize_model(
+    output: Path,
+    *,
+    name: str,
+    size: str,
+    layers: int | None,
+    quantization: str,
+    context: int,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """Write a stand-in model and say what it is."""
+    from bramble.model import SynthError, parse_parameters, synthesize
+
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        report = synthesize(
+            output,
+            parameters=parse_parameters(size),
+            layers=layers,
+            quantization=quantization,
+            context=context,
+            seed=seed,
+            name=name,
+            overwrite=overwrite,
+        )
+    except SynthError as error:
+        raise CliError(str(error)) from error
+    except OSError as error:
+        raise CliError(f"{output} cannot be written: {error.strerror}.") from error
+    model = report.model
+    print(f"{output}: {model.parameters / 1e6:.1f} M parameters, {model.layers} layers, {model.quantization}")
+    print(f"  {model.bytes} bytes, sha256 {report.sha256}")
+    print(
+        "  The weights are RANDOM: what this model answers is noise. It stands in until a trained one is there.",
+        flush=True,
+    )
