@@ -31,8 +31,8 @@ options:
     description:
       - V(present) fetches the file from O(url) or O(src).
       - V(received) takes what another program has written to the part file, whose place is RV(part). The part must be
-        whole. In check mode it only tells, as RV(ignore:changed), whether the file has still to be brought, and fails
-        if it would not fit.
+        whole. In check mode it only tells, as RV(present), whether the file has still to be brought, and fails if it
+        would not fit.
     type: str
     choices: [present, received]
     default: present
@@ -105,25 +105,29 @@ EXAMPLES = r"""
 RETURN = r"""
 path:
   description: The final place of the file.
-  returned: always
+  returned: success
   type: str
   sample: /var/lib/bramble/models/example.gguf
 part:
   description: Where the file grows until it is whole.
-  returned: always
+  returned: success
   type: str
   sample: /var/lib/bramble/models/.incoming/9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08.part
 sha256:
   description: The checksum of the file.
-  returned: always
+  returned: success
   type: str
 bytes:
   description: The size of the file.
-  returned: always
+  returned: success
   type: int
+present:
+  description: Whether the file was in place, whole and right, when the module began.
+  returned: success
+  type: bool
 arrived_bytes:
   description: What lay in the part file when the module began.
-  returned: always
+  returned: success
   type: int
 """
 
@@ -180,6 +184,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     else:
         changed = fetcher.fetch(source)
 
+    result["present"] = not changed
     if changed:
         before = "absent\n" if old_size is None else f"{old_size} bytes, another content\n"
         after = f"{wanted.bytes} bytes, sha256 {wanted.sha256}\n"

@@ -365,6 +365,7 @@ def test_a_fault_of_the_request_ends_at_once(fetcher: Fetcher) -> None:
     with serving(habits) as url, pytest.raises(DownloadError, match=re.escape(f"{url}: the server answers 404")):
         fetcher.fetch(url)
     assert len(habits.requests) == 1
+    assert names(fetcher) == set()
 
 
 def test_nobody_answers(fetcher: Fetcher) -> None:

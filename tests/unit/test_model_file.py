@@ -38,13 +38,13 @@ def run(capsys: pytest.CaptureFixture[str], target: Path, **arguments: Any) -> d
 
 def test_present_from_a_file(capsys: pytest.CaptureFixture[str], target: Path, source: Path) -> None:
     first = run(capsys, target, src=str(source), mode="0640")
-    assert first["changed"] is True
+    assert (first["changed"], first["present"]) == (True, False)
     assert target.read_bytes() == CONTENT
     assert target.stat().st_mode & 0o777 == 0o640
     assert first["diff"]["before"] == "absent\n"
     assert SHA in first["diff"]["after"]
     second = run(capsys, target, src=str(source), mode="0640")
-    assert second["changed"] is False
+    assert (second["changed"], second["present"]) == (False, True)
     assert "diff" not in second
 
 
@@ -65,6 +65,7 @@ def test_check_mode_says_what_it_would_do(
 ) -> None:
     answer = run(capsys, target, **source_argument, mode="0644", owner="root", _ansible_check_mode=True)
     assert answer["changed"] is True
+    assert answer["present"] is False
     assert answer["part"] == str(target.parent / ".incoming" / f"{SHA}.part")
     assert not target.parent.parent.exists()
 

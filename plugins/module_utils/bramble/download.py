@@ -423,6 +423,7 @@ class _Part:
     def __init__(self, path: Path) -> None:
         # No following of links: the directory may belong to the login user, and root writes here.
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        self._path = path
         self._file = os.fdopen(handle, "r+b")
         self._digest = hashlib.sha256()
         self.size = 0
@@ -435,6 +436,8 @@ class _Part:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if self.size == 0:
+            self._path.unlink(missing_ok=True)
 
     @property
     def sha256(self) -> str:
