@@ -17,6 +17,7 @@ from rich.console import Console
 from bramble.cli import app as cli
 from bramble.cli.chat import ChatError, ask, choose_model, open_client, printable, rate
 from bramble.cli.progress import LiveView, plain_lines, report_end
+from bramble.cli.status import NodeFacts, build_report
 from bramble.runner import Failure, Host, HostStats, Progress, RunResult, RunStatus, Task, reduce
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,7 +257,7 @@ def ended(status: RunStatus, *failures: Failure, output: tuple[str, ...] = ()) -
 
 
 def test_a_good_end_is_one_line() -> None:
-    assert ended("ok") == "✓ site.yml: 2 hosts, 5 tasks ok, 1 changed, 1:15  (log: .bramble/logs/x.log)\n"
+    assert ended("ok") == "✓ site.yml: 2 hosts, tasks: 5 ok, 1 changed, 1:15  (log: .bramble/logs/x.log)\n"
 
 
 def test_a_bad_end_names_host_task_place_cause_and_advice() -> None:
@@ -374,7 +375,7 @@ def test_up_runs_the_site_and_says_how_it_ended(bramble: Run, project: Path) -> 
     code, out, err = bramble("up", "--check")
     assert code == 0
     assert out == ""
-    assert "✓ site.yml: 1 host, 1 tasks ok, 0 changed" in err
+    assert "✓ site.yml: 1 host, tasks: 1 ok, 0 changed" in err
     assert "--check" in next((project / ".bramble/logs").glob("*.log")).read_text()
 
 
@@ -472,3 +473,45 @@ def test_a_lab_without_root_asks_for_sudo_or_says_so(
     assert code == 2
     assert "needs root" in err
     assert "There is no sudo here" in err
+
+
+@pytest.mark.parametrize("model_is_there", [False, True])
+def test_the_demo_goes_through_its_steps_and_ends_with_where_to_reach_it(
+    bramble: Run, project: Path, monkeypatch: pytest.MonkeyPatch, model_is_there: bool
+) -> None:
+    steps: list[Any] = []
+    if model_is_there:
+        (project / cli.DEMO_MODEL).parent.mkdir(parents=True)
+        (project / cli.DEMO_MODEL).touch()
+
+    def run_playbook(name: str, **options: Any) -> RunResult:
+        steps.append((name, options["inventory"]))
+        return RunResult("ok", name, {}, (), (), 0.0, project / "log", "")
+
+    def synthesize(output: Path, **_: Any) -> None:
+        steps.append(("synth", output))
+
+    facts = NodeFacts("10.1.1.1", ("cluster",), {"rpc_head": {"model": "m", "state": "ready", "layers": LAYERS}})
+    report = build_report(
+        {"pi1": facts}, {"url": URL, "reachable": True, "version": "1", "backends": [], "error": None}
+    )
+    monkeypatch.setattr(cli, "run_playbook", run_playbook)
+    monkeypatch.setattr(cli, "synthesize_model", synthesize)
+    monkeypatch.setattr(cli, "look", lambda _, inventory: steps.append(("look", inventory)) or report)
+    monkeypatch.setattr(cli, "ask_gateway", lambda url, *_, **options: steps.append(("ask", url)) or options["model"])
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    code, out, err = bramble("demo", "--name", "lab-x", "--nodes", "2")
+    assert code == 0, err
+    expected = [
+        ("playbooks/lab_up.yml", ","),
+        ("synth", project / cli.DEMO_MODEL),
+        ("site.yml", "inventory/lab-x"),
+        ("look", "inventory/lab-x"),
+        ("ask", URL),
+    ]
+    assert steps == [step for step in expected if step[0] != "synth" or not model_is_there]
+    assert f"Gateway:          {URL}\nLayers per node:  pi1 7, pi2 5\n" in out
+    assert cli.curl_line(URL, "m") in out
+
+
+LAYERS = [{"host": "pi1", "layers": 7, "bytes": 1}, {"host": "pi2", "layers": 5, "bytes": 1}]

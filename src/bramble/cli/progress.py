@@ -176,8 +176,8 @@ def report_end(console: Console, result: RunResult, root: Path) -> None:
         hosts = f"{len(result.stats)} host{'' if len(result.stats) == 1 else 's'}"
         _print(
             console,
-            f"[green]✓[/] {escape(result.playbook)}: {hosts}, {ok} tasks ok, {changed} changed, {clock(result.elapsed)}"
-            f"  [dim](log: {escape(str(log))})[/]",
+            f"[green]✓[/] {escape(result.playbook)}: {hosts}, tasks: {ok} ok, {changed} changed, "
+            f"{clock(result.elapsed)}  [dim](log: {escape(str(log))})[/]",
         )
         return
     if result.status == "interrupted":
