@@ -217,7 +217,7 @@ def demo(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> No
     heading(f"1/5  Boot the lab: {nodes} nodes")
     play_lab("lab_up", name, {"lab_nodes": nodes}, verbosity=verbose)
     heading("2/5  Make a stand-in model")
-    if (root / DEMO_MODEL).exists():
+    if (root / DEMO_MODEL).exists() and (root / DEMO_MODEL).with_suffix(".json").exists():
         print(f"{DEMO_MODEL} is there. Its weights are random: what it answers is noise.", flush=True)
     else:
         synthesize_model(
@@ -228,7 +228,7 @@ def demo(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> No
             quantization="Q8_0",
             context=4096,
             seed=0,
-            overwrite=False,
+            overwrite=True,
         )
     heading("3/5  Set up the nodes")
     play(root, "site.yml", inventory=inventory, verbosity=verbose, require_hosts=True)
@@ -470,6 +470,18 @@ def synthesize_model(
     except OSError as error:
         raise CliError(f"{output} cannot be written: {error.strerror}.") from error
     model = report.model
+    # What model_store_catalogue wants to know of it; the lab's inventory reads it from here.
+    entry = {
+        "file": str(output.resolve()),
+        "sha256": report.sha256,
+        "bytes": model.bytes,
+        "family": model.architecture,
+        "layers": model.layers,
+        "context": model.context,
+        "parameters": model.parameters,
+        "quantization": model.quantization,
+    }
+    output.with_suffix(".json").write_text(json.dumps(entry, indent=2) + "\n")
     print(f"{output}: {model.parameters / 1e6:.1f} M parameters, {model.layers} layers, {model.quantization}")
     print(f"  {model.bytes} bytes, sha256 {report.sha256}")
     print(
