@@ -1,4 +1,4 @@
-"""Filters between the inventory and the roles: thin covers over `bramble.inventory_check` and `bramble.nodes`."""
+"""Filters between the inventory and the roles: thin covers over pure functions of `plugins/module_utils/bramble`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ if _MODULE_UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_MODULE_UTILS)
 
 inventory_check = importlib.import_module("ansible.module_utils.bramble.inventory_check")
+lab = importlib.import_module("ansible.module_utils.bramble.lab")
+network = importlib.import_module("ansible.module_utils.bramble.network")
 nodes = importlib.import_module("ansible.module_utils.bramble.nodes")
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 _CONNECTION = frozenset({"ansible_host", "ansible_port", "ansible_user"})
 """The variables of Ansible itself that are checked."""
@@ -143,6 +147,95 @@ def build_host(hosts: Sequence[str], hostvars: Mapping[str, Any], architecture: 
     return name
 
 
+def lab_layout(name: str, nodes: int, bystanders: int = 0, subnet: str = "") -> dict[str, Any]:
+    """Names and addresses of a lab's nodes."""
+    found: dict[str, Any] = _call(lab.layout, str(name), int(nodes), int(bystanders), str(subnet))
+    return found
+
+
+def setting(hostvars: Mapping[str, Any], host: str, variable: str) -> Any:
+    """What a host has for a role's variable: the inventory's value, else the role's default, which must be plain.
+
+    For playbooks, which pass to one role where another one serves: hostvars know nothing of a role's defaults.
+    """
+    if variable in hostvars[host]:
+        return hostvars[host][variable]
+    for role in sorted((path.name for path in ROLES.iterdir()), key=len, reverse=True):
+        if variable.startswith(f"{role}_"):
+            defaults = yaml.safe_load((ROLES / role / "defaults" / "main.yml").read_text())
+            value = defaults.get(variable)
+            if variable not in defaults or (isinstance(value, str) and "{{" in value):
+                raise AnsibleFilterError(f"{variable}: role {role} has no plain default for it; set it for {host}")
+            return value
+    raise AnsibleFilterError(f"{variable}: no role has such a variable")
+
+
+def endpoints(hosts: Sequence[str], role: str, hostvars: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where each host serves with a role: [{"host", "address", "port"}]."""
+    return [
+        {"host": str(host), "address": address, "port": setting(hostvars, host, f"{role}_port")}
+        for host, address in zip(hosts, addresses(hosts, hostvars), strict=True)
+    ]
+
+
+def hosts_and_addresses(hosts: Sequence[str], hostvars: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The hosts as roles want them: [{"name", "address"}]."""
+    return [
+        {"name": str(host), "address": address} for host, address in zip(hosts, addresses(hosts, hostvars), strict=True)
+    ]
+
+
+def catalogue_entry(hostvars: Mapping[str, Any], host: str, model: str) -> dict[str, Any]:
+    """What a host's catalogue says of a model, with its "name" and the "path" that its file has on the host."""
+    catalogue = yaml.safe_load((ROLES / "model_store" / "vars" / "catalogue.yml").read_text())[
+        "__model_store_catalogue"
+    ]
+    catalogue |= setting(hostvars, host, "model_store_catalogue")
+    if model not in catalogue:
+        raise AnsibleFilterError(
+            f"{model!r} is not in the catalogue of {host} (there are: {', '.join(sorted(catalogue))}); "
+            "add it to model_store_catalogue"
+        )
+    path = f"{setting(hostvars, host, 'model_store_path')}/{model}.gguf"
+    return {**catalogue[model], "name": model, "path": path}
+
+
+def backends(hosts: Sequence[str], role: str, hostvars: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a gateway routes to: each host that serves a model with a role, as src/bramble/gateway/config.py wants it."""
+    found = []
+    for endpoint in endpoints(hosts, role, hostvars):
+        host = endpoint["host"]
+        entry = catalogue_entry(hostvars, host, setting(hostvars, host, f"{role}_model"))
+        facts = {key: entry[key] for key in ("name", "bytes", "sha256", "family", "quantization") if key in entry}
+        if entry.get("parameters"):
+            facts["parameters"] = (
+                f"{entry['parameters'] / 1e6:.0f}M"
+                if entry["parameters"] < 1e9
+                else f"{entry['parameters'] / 1e9:.1f}B"
+            )
+        found.append(
+            {
+                "name": f"{host}-{role.replace('_', '-')}",
+                "kind": "llama_server",
+                "url": f"http://{endpoint['address']}:{endpoint['port']}",
+                "slots": setting(hostvars, host, f"{role}_slots"),
+                "models": [{**facts, "context": setting(hostvars, host, f"{role}_context")}],
+            }
+        )
+    return found
+
+
+def add_layers(workers: Sequence[Mapping[str, Any]], layers: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The workers, each with the number of layers that it holds."""
+    return [{**worker, "layers": layers[worker["host"]]} for worker in workers]
+
+
+def in_networks(address: str, networks: Sequence[str]) -> bool:
+    """Whether the address is one of these addresses or in one of these networks."""
+    found: bool = _call(network.in_networks, address, list(networks))
+    return found
+
+
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
@@ -155,8 +248,16 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "add_layers": add_layers,
             "addresses": addresses,
+            "backends": backends,
             "build_host": build_host,
+            "catalogue_entry": catalogue_entry,
+            "endpoints": endpoints,
             "even_layers": even_layers,
+            "hosts_and_addresses": hosts_and_addresses,
+            "in_networks": in_networks,
             "inventory_problems": inventory_problems,
+            "lab_layout": lab_layout,
+            "setting": setting,
         }

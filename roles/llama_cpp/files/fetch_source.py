@@ -1,4 +1,4 @@
-"""Writes llama.cpp's source tree at one commit as a tar.gz archive, from git or from the source package that carries it.
+"""Writes llama.cpp's tree at one commit as a tar.gz archive, from git or from the source package that carries it.
 
 Runs on the controller. Exit code 1 and one line on stderr if the source is not to be had or is not what was asked for.
 """

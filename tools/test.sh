@@ -1,0 +1,71 @@
+#!/bin/sh
+# Runs parts of the suite, in the order given. Usage: tools/test.sh [lint] [fast] [roles] [cluster]
+#   lint     ruff, mypy, ansible-lint, yamllint, shellcheck
+#   fast     unit, contract and gateway tests
+#   roles    molecule scenarios on the nodes of the lab "lab-roles": check, converge, idempotence, verify
+#   cluster  site.yml on the lab "lab-cluster", and what it must withstand
+# KEEP=1 leaves the labs up afterwards.
+set -eu
+cd "$(dirname "$0")/.."
+root=$PWD
+PATH=$root/.venv/bin:$PATH
+export PATH
+# Where each run on a lab notes which conditions it evaluated (plugins/callback/when_coverage.py).
+record=$root/.bramble/when-coverage
+began=$(date +%s)
+
+say() { printf '\n=== %s (%d s)\n' "$*" $(($(date +%s) - began)); }
+down() { [ -n "${KEEP:-}" ] || bramble lab down --name "$1"; }
+
+lint() {
+    say "lint"
+    ruff check .
+    ruff format --check .
+    # Two packages are named bramble: the one on the controller and the one that modules import.
+    mypy src/bramble
+    mypy plugins/module_utils/bramble
+    mypy roles/llama_service/files/llama_supervisor.py
+    mypy roles/llama_cpp/files/fetch_source.py
+    yamllint --strict .
+    git ls-files '*.sh' lab/podman .ci/run | xargs shellcheck
+    ansible-lint --offline --quiet
+}
+
+fast() {
+    say "unit, contract and gateway tests"
+    pytest tests/unit tests/contract tests/gateway
+}
+
+roles() {
+    say "roles on a lab"
+    rm -f "$record"
+    bramble lab up --name lab-roles --nodes 2
+    for scenario in foundation model_store engine services; do
+        say "scenario $scenario"
+        tasks=$(wc -l <"$record" 2>/dev/null || echo 0)
+        (cd tests && BRAMBLE_TEST_LAB=lab-roles BRAMBLE_WHEN_COVERAGE=$record molecule test --scenario-name "$scenario")
+        # A scenario that runs no task is "successful" too.
+        [ "$(wc -l <"$record")" -gt "$tasks" ] || { echo "scenario $scenario ran no task" >&2; exit 1; }
+    done
+    down lab-roles
+}
+
+cluster() {
+    say "the cluster on a lab"
+    BRAMBLE_WHEN_COVERAGE=$record pytest tests/cluster
+    down lab-cluster
+    if [ -n "$(printf '%s\n' "$parts" | grep -w roles)" ]; then
+        say "conditions that no run evaluated"
+        tests/contract/when_coverage.py "$record"
+    fi
+}
+
+[ $# -gt 0 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2; }
+parts=$*
+for part in "$@"; do
+    case $part in
+    lint | fast | roles | cluster) "$part" ;;
+    *) echo "tools/test.sh: there is no part $part" >&2; exit 2 ;;
+    esac
+done
+say "done: $*"
