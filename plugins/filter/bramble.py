@@ -201,7 +201,7 @@ def catalogue_entry(hostvars: Mapping[str, Any], host: str, model: str) -> dict[
 
 
 def backends(hosts: Sequence[str], role: str, hostvars: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a gateway routes to: each host that serves a model with a role, as src/bramble/gateway/config.py wants it."""
+    """What a gateway routes to: each host that serves a model with a role (src/bramble/gateway/config.py)."""
     found = []
     for endpoint in endpoints(hosts, role, hostvars):
         host = endpoint["host"]
