@@ -1,0 +1,100 @@
+"""A lab's nodes for tests: their addresses, a shell on each, and playbooks run on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import testinfra
+from testinfra.host import Host
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+HOSTS = {"lab-roles": ["pi1", "pi2"], "lab-cluster": ["pi1", "pi2", "pi3"]}
+
+
+class Lab:
+    """One lab. Its name is its inventory."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inventory = f"inventory/{name}"
+        self.state = ROOT / ".bramble" / "labs" / name
+
+    @cache  # noqa: B019 (two labs a run at most)
+    def variables(self, host: str) -> dict[str, Any]:
+        """What the inventory says of a host."""
+        done = run(str(BIN / "ansible-inventory"), "-i", self.inventory, "--host", host)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def address(self, host: str) -> str:
+        return str(self.variables(host)["ansible_host"])
+
+    def host(self, name: str) -> Host:
+        """testinfra's view of a node, by ssh as users have it."""
+        config = self.state / "ssh_config"
+        config.write_text(
+            f"Host *\n User pi\n IdentityFile {self.state}/id_ed25519\n IdentitiesOnly yes\n"
+            f" UserKnownHostsFile {self.state}/known_hosts\n StrictHostKeyChecking yes\n"
+        )
+        return testinfra.get_host(f"ssh://{self.address(name)}", ssh_config=str(config), timeout=15)
+
+    def podman(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run(*sudo(), str(ROOT / "lab/podman"), *arguments)
+
+    def shell(self, node: str, command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """A command as root in a node, past its firewall and sshd."""
+        return run(
+            *sudo(), str(ROOT / "lab/podman"), "exec", f"{self.name}-{node}", "sh", "-c", command, timeout=timeout
+        )
+
+    def break_(self, how: str, node: str) -> None:
+        """stop, freeze, cut or mend a node (lab/break.sh)."""
+        done = run(*sudo(), str(ROOT / "lab/break.sh"), how, f"{self.name}-{node}")
+        assert done.returncode == 0, done.stderr
+
+    def play(self, playbook: str, *arguments: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
+        """ansible-playbook on this lab."""
+        return run(str(BIN / "ansible-playbook"), "-i", self.inventory, playbook, *arguments, timeout=timeout)
+
+    def bramble(self, *arguments: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
+        """The bramble command on this lab's inventory."""
+        return run(str(BIN / "bramble"), *arguments, "-i", self.inventory, timeout=timeout)
+
+
+def sudo() -> list[str]:
+    return [] if os.geteuid() == 0 else ["sudo", "-n"]
+
+
+def run(*command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """A command in the checkout, with the virtual environment's programs first."""
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "plugins/callback"),
+    }
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def recap(output: str) -> dict[str, dict[str, int]]:
+    """The recap of a run: host → counts. Fails if there is none: a run that did nothing proves nothing."""
+    found = {}
+    for line in output.partition("PLAY RECAP")[2].splitlines():
+        host, _, counts = line.partition(":")
+        if "ok=" in counts:
+            found[host.strip()] = {
+                key: int(value) for key, value in (word.split("=") for word in counts.split() if "=" in word)
+            }
+    assert found, output[-2000:]
+    assert all(counts["ok"] > 0 or counts["unreachable"] > 0 for counts in found.values()), found
+    return found
