@@ -28,9 +28,7 @@ def test_it_uses_the_instructions_that_were_named_and_none_beyond(host: Host) ->
 
 
 def test_all_nodes_carry_the_same_build(lab: Lab) -> None:
-    builds = {
-        hashlib.sha256(lab.host(name).file(BUILD).content).hexdigest() for name in HOSTS[lab.name]
-    }
+    builds = {hashlib.sha256(lab.host(name).file(BUILD).content).hexdigest() for name in HOSTS[lab.name]}
     assert len(builds) == 1
 
 

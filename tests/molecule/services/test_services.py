@@ -35,7 +35,9 @@ def test_the_unit_is_confined(lab: Lab, node: str, unit: str) -> None:
 def test_the_gateway_answers_from_the_other_node(lab: Lab) -> None:
     body = {"model": "bramble-synth", "prompt": "a", "stream": False, "options": {"num_predict": 4}}
     request = urllib.request.Request(
-        f"http://{lab.address('pi2')}:11434/api/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"http://{lab.address('pi2')}:11434/api/generate",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=60) as response:
         answer = json.load(response)
