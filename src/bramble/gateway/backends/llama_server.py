@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any, Protocol
 
@@ -272,7 +273,8 @@ def _transport_errors() -> Iterator[None]:
     except aiohttp.ServerDisconnectedError:
         raise UnavailableError("the server closed the connection without an answer") from None
     except aiohttp.ClientConnectorError as error:
-        raise UnavailableError(f"cannot connect: {error.os_error.strerror or error.os_error}") from None
+        number = error.os_error.errno
+        raise UnavailableError(f"cannot connect: {os.strerror(number) if number else error.os_error}") from None
     except aiohttp.ClientPayloadError:
         raise UnavailableError("the server closed the connection in the middle of its answer") from None
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
