@@ -501,7 +501,8 @@ def test_sse_is_decoded_however_it_is_cut(payloads: list[bytes], cuts: list[int]
     stream = b"".join(b":ping" + end + end + b"id: 1" + end + b"data: " + data + end + end for data in payloads)
     if not ended:
         stream = stream.removesuffix(end + end)
-    decoder, got, begin = sse.Decoder(), [], 0
+    decoder, begin = sse.Decoder(), 0
+    got: list[bytes] = []
     for place in [*sorted(cuts), len(stream)]:
         got += decoder.feed(stream[begin:place])
         begin = max(begin, min(place, len(stream)))

@@ -70,6 +70,14 @@ class _ClientGoneError(Exception):
     """The client closed its connection, or reads nothing."""
 
 
+def _as_gateway_error(error: Exception) -> GatewayError:
+    """The error itself, or for one that nobody foresaw a 500; its traceback goes to the log."""
+    if isinstance(error, GatewayError):
+        return error
+    log.error("unexpected error", exc_info=error)
+    return GatewayError(500, "internal error of the gateway; its log has the details")
+
+
 @dataclass(slots=True)
 class _Record:
     """What the log line says of a request. Names come from the configuration: what a client wrote is never logged."""
@@ -184,8 +192,6 @@ class Gateway:
         headers = {}
         try:
             return await handler(request)
-        except GatewayError as error:
-            failure = error
         except web.HTTPRequestEntityTooLarge:
             failure = GatewayError(413, f"the request body is larger than {request.client_max_size} bytes")
         except web.HTTPMethodNotAllowed as error:
@@ -195,10 +201,9 @@ class Gateway:
             if error.status < 400:
                 raise
             failure = GatewayError(error.status, error.reason.lower())
-        except Exception:
-            log.exception("unexpected error")
-            failure = GatewayError(500, "internal error of the gateway; its log has the details")
-        record.failure = failure.message if failure.status >= 500 else ""
+        except Exception as error:
+            failure = _as_gateway_error(error)
+        record.failure = failure.logged if failure.status >= 500 else ""
         if record.exchange is not None and record.exchange.backend:
             headers[BACKEND_HEADER] = record.exchange.backend
         return error_response(request.path, failure, headers)
@@ -316,14 +321,15 @@ class Gateway:
                     await self._to_client(response.write(pending))
                 pending = b""
                 event = await anext(events, None)
-        except GatewayError as error:
-            request[_RECORD].failure = error.message
-            with contextlib.suppress(_ClientGoneError):
-                await self._to_client(response.write(form.error(error)))
         except _ClientGoneError:
             request[_RECORD].client_gone = True
             if request.transport is not None:
                 request.transport.abort()
+        except Exception as error:
+            failure = _as_gateway_error(error)
+            request[_RECORD].failure = failure.logged
+            with contextlib.suppress(_ClientGoneError):
+                await self._to_client(response.write(form.error(failure)))
         return response
 
     async def _to_client(self, sending: Awaitable[object]) -> None:

@@ -154,8 +154,8 @@ def _raise_error(error: Any) -> None:
     if code in REJECTED:
         raise RejectedError(int(code), message)
     if code in (429, 503):
-        raise UnavailableError(message)
-    raise FailedError(message)
+        raise UnavailableError("the server is not ready", message)
+    raise FailedError(f"the server answered with error {code if isinstance(code, int) else 'of unknown kind'}", message)
 
 
 class Parser(Protocol):
@@ -280,7 +280,7 @@ def _transport_errors() -> Iterator[None]:
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise UnavailableError(f"connection failed: {str(error) or type(error).__name__}") from None
     except (AttributeError, TypeError, ValueError) as error:
-        raise FailedError(f"the server's answer does not have the expected form: {error}") from None
+        raise FailedError("the server's answer does not have the expected form", str(error)) from None
 
 
 class LlamaServer:
