@@ -42,13 +42,18 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+ARRIVE = st.tuples(st.just("arrive"), st.sampled_from([("a",), ("b",), ("a", "b"), ("a", "b", "c")]))
 STEPS = st.one_of(
-    st.tuples(st.just("arrive"), st.sampled_from([("a",), ("b",), ("a", "b"), ("a", "b", "c")])),
+    # Often enough that requests do wait.
+    ARRIVE,
+    ARRIVE,
+    ARRIVE,
     st.tuples(st.just("finish"), st.integers(0, 9)),
     st.tuples(st.just("retry"), st.integers(0, 9)),
     st.tuples(st.just("cancel"), st.integers(0, 9)),
-    # Both in one turn of the loop: the slot is given to a request whose client has just left.
+    # Both in one turn of the loop: a slot gets free, and a client leaves that waits for it.
     st.tuples(st.just("finish and cancel"), st.integers(0, 9)),
+    st.tuples(st.just("cancel and finish"), st.integers(0, 9)),
     st.tuples(st.just("toggle"), st.sampled_from("abc")),
 )
 
@@ -84,6 +89,9 @@ def test_invariants(steps: list[tuple[str, Any]], slots: tuple[int, int, int]) -
                 if backend.up:
                     queue.dispatch()
             else:
+                if action == "cancel and finish" and (gone := pick(waiting, argument)) is not None:
+                    waiting.pop(gone)[0].cancel()
+                    ended.add(gone)
                 done = pick(running, argument) if action != "cancel" else None
                 if done is not None:
                     lease, ticket = running.pop(done)
@@ -93,8 +101,7 @@ def test_invariants(steps: list[tuple[str, Any]], slots: tuple[int, int, int]) -
                         begin(done, ticket)
                     else:
                         ended.add(done)
-                gone = pick(waiting, argument) if "cancel" in action else None
-                if gone is not None:
+                if action in ("cancel", "finish and cancel") and (gone := pick(waiting, argument)) is not None:
                     waiting.pop(gone)[0].cancel()
                     ended.add(gone)
             await settle()
@@ -170,6 +177,23 @@ async def test_a_request_that_waits_again_keeps_its_place() -> None:
     await settle()
     assert (again.done(), later.done()) == (True, False)
     later.cancel()
+
+
+@pytest.mark.parametrize("leaves_first", [False, True])
+async def test_a_client_that_leaves_in_the_turn_in_which_its_slot_gets_free(leaves_first: bool) -> None:
+    backends = states(1)
+    queue = make(backends)
+    lease = await queue.acquire(queue.ticket(route("a")))
+    waiting = asyncio.create_task(queue.acquire(queue.ticket(route("a"))))
+    await settle()
+    if leaves_first:
+        waiting.cancel()
+    queue.release(lease)
+    if not leaves_first:
+        waiting.cancel()
+    await settle()
+    assert waiting.cancelled()
+    assert (queue.depth, backends["a"].in_flight) == (0, 0)
 
 
 async def test_a_younger_request_may_use_what_the_older_cannot() -> None:
