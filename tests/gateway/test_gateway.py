@@ -29,7 +29,7 @@ from .fake_llama_server import (
 )
 
 TEXT = "Hello, world"
-HI = [{"role": "user", "content": "hi"}]
+HI: Any = [{"role": "user", "content": "hi"}]
 CHAT = {"model": MODEL, "messages": HI}
 GENERATE = {"model": MODEL, "prompt": "hi"}
 PROMPT = "the secret word is xyzzy"
@@ -75,7 +75,7 @@ async def test_ollama_client_generates(start_backend: StartBackend, start_gatewa
     body = server.bodies[-1]
     assert body["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
     assert (body["max_tokens"], body["stop"], body["stream"]) == (9, ["x"], True)
-    raw = [part.response async for part in await client.generate(MODEL, "<s>hi", raw=True, stream=True)]
+    raw = [part.response or "" async for part in await client.generate(MODEL, "<s>hi", raw=True, stream=True)]
     assert "".join(raw) == TEXT
     assert server.bodies[-1]["prompt"] == "<s>hi"
 
@@ -110,7 +110,7 @@ async def test_ollama_client_calls_tools(start_backend: StartBackend, start_gate
     client = ollama.AsyncClient((await start_gateway(server)).url)
     tool = {"type": "function", "function": {"name": "light", "parameters": {"type": "object", "properties": {}}}}
     for stream in (False, True):
-        answer = await client.chat(MODEL, HI, tools=[tool], stream=stream)
+        answer: Any = await client.chat(MODEL, HI, tools=[tool], stream=stream)
         parts = [part async for part in answer] if stream else [answer]
         calls = [call for part in parts for call in part.message.tool_calls or ()]
         assert [(call.function.name, call.function.arguments) for call in calls] == [("light", {"room": "hall"})]
@@ -121,12 +121,12 @@ async def test_ollama_client_calls_tools(start_backend: StartBackend, start_gate
 async def test_openai_client_chats(start_backend: StartBackend, start_gateway: StartGateway) -> None:
     running = await start_gateway(await start_backend())
     async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
-        answer = await client.chat.completions.create(model=MODEL, messages=HI)  # type: ignore[arg-type]
+        answer = await client.chat.completions.create(model=MODEL, messages=HI)
         assert answer.choices[0].message.content == TEXT
         assert answer.choices[0].finish_reason == "stop"
         assert answer.usage is not None
         assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (7, 4, 11)
-        stream = await client.chat.completions.create(  # type: ignore[call-overload]
+        stream: Any = await client.chat.completions.create(
             model=MODEL, messages=HI, stream=True, stream_options={"include_usage": True}
         )
         chunks = [chunk async for chunk in stream]
@@ -138,7 +138,7 @@ async def test_openai_client_chats(start_backend: StartBackend, start_gateway: S
         assert [model.id for model in (await client.models.list()).data] == [MODEL]
         assert (await client.models.retrieve(f"{MODEL}:latest")).id == MODEL
         with pytest.raises(openai.NotFoundError) as caught:
-            await client.chat.completions.create(model="nobody", messages=HI)  # type: ignore[arg-type]
+            await client.chat.completions.create(model="nobody", messages=HI)
         assert caught.value.body == {
             "message": "model 'nobody' not found",
             "type": "not_found_error",
@@ -154,7 +154,7 @@ async def test_openai_client_sees_a_broken_stream_as_an_error(
     running = await start_gateway(server)
     server.faults.append(cut(2))
     async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
-        stream = await client.chat.completions.create(model=MODEL, messages=HI, stream=True)  # type: ignore[call-overload]
+        stream: Any = await client.chat.completions.create(model=MODEL, messages=HI, stream=True)
         chunks = aiter(stream)
         assert [(await anext(chunks)).choices[0].delta.content for _ in range(3)] == ["", "Hello", ","]
         with pytest.raises(openai.APIError, match="pi1"):
@@ -569,3 +569,36 @@ async def test_draining_ends_every_request(start_backend: StartBackend, start_ga
     assert (await active)[-1] == {"error": "the gateway is shutting down"}
     assert (await waiting)[:2] == (503, {"error": "the gateway is shutting down"})
     assert (await post(running, "/api/chat", CHAT))[0] == 503
+
+
+async def test_what_a_backend_says_is_for_the_client_only(
+    start_backend: StartBackend, start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An engine's error may quote the prompt or the answer."""
+    server = await start_backend()
+    running = await start_gateway(server)
+    caplog.set_level(logging.DEBUG, logger="bramble")
+    server.faults.extend([SERVER_ERROR, error_event(2), SERVER_ERROR])
+    status, answer, _ = await post(running, "/api/chat", CHAT)
+    assert (status, answer["error"]) == (502, "backend 'pi1' failed: failed to process")
+    assert (await lines(running, "/api/chat", CHAT))[-1] == {"error": "backend 'pi1' failed: compute error"}
+    assert (await running.status())["backends"][0]["last_error"] == "the server answered with error 500"
+    assert "failed to process" not in caplog.text
+    assert "compute error" not in caplog.text
+    assert caplog.text.count("error='backend failed: the server answered with error 500'") == 2
+
+
+async def test_a_mistake_in_the_gateway_is_still_an_answer(
+    start_backend: StartBackend, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start_gateway(await start_backend())
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("bramble.gateway.ollama_api.OllamaFormat.done", broken)
+    assert set((await lines(running, "/api/chat", CHAT))[-1]) == {"error"}
+    monkeypatch.setattr("bramble.gateway.ollama_api.OllamaFormat.whole", broken)
+    status, answer, _ = await post(running, "/api/chat", {**CHAT, "stream": False})
+    assert (status, set(answer)) == (500, {"error"})
+    assert (await running.status())["backends"][0]["in_flight"] == 0

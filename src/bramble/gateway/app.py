@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -65,6 +66,18 @@ class Format(Protocol):
     def error(self, error: GatewayError) -> bytes: ...
 
 
+class _ClientGoneError(Exception):
+    """The client closed its connection, or reads nothing."""
+
+
+def _as_gateway_error(error: Exception) -> GatewayError:
+    """The error itself, or for one that nobody foresaw a 500; its traceback goes to the log."""
+    if isinstance(error, GatewayError):
+        return error
+    log.error("unexpected error", exc_info=error)
+    return GatewayError(500, "internal error of the gateway; its log has the details")
+
+
 @dataclass(slots=True)
 class _Record:
     """What the log line says of a request. Names come from the configuration: what a client wrote is never logged."""
@@ -72,6 +85,7 @@ class _Record:
     model: str = "-"
     exchange: Exchange | None = None
     failure: str = ""
+    client_gone: bool = False
 
 
 _RECORD = web.RequestKey("record", _Record)
@@ -166,7 +180,8 @@ class Gateway:
         status = 499  # nginx's code for a client that went away; it is only logged
         try:
             response = await self._answer(request, handler, record)
-            status = response.status
+            if not record.client_gone:
+                status = response.status
             return response
         finally:
             self._log(request, record, status, time.monotonic() - began)
@@ -177,8 +192,6 @@ class Gateway:
         headers = {}
         try:
             return await handler(request)
-        except GatewayError as error:
-            failure = error
         except web.HTTPRequestEntityTooLarge:
             failure = GatewayError(413, f"the request body is larger than {request.client_max_size} bytes")
         except web.HTTPMethodNotAllowed as error:
@@ -188,12 +201,9 @@ class Gateway:
             if error.status < 400:
                 raise
             failure = GatewayError(error.status, error.reason.lower())
-        except (ConnectionError, asyncio.CancelledError):
-            raise
-        except Exception:
-            log.exception("unexpected error")
-            failure = GatewayError(500, "internal error of the gateway; its log has the details")
-        record.failure = failure.message if failure.status >= 500 else ""
+        except Exception as error:
+            failure = _as_gateway_error(error)
+        record.failure = failure.logged if failure.status >= 500 else ""
         if record.exchange is not None and record.exchange.backend:
             headers[BACKEND_HEADER] = record.exchange.backend
         return error_response(request.path, failure, headers)
@@ -299,31 +309,36 @@ class Gateway:
                 BACKEND_HEADER: exchange.backend,
             }
         )
-        await response.prepare(request)
         pending = form.begin()
         try:
+            await self._to_client(response.prepare(request))
             while event is not None:
                 if isinstance(event, Delta):
                     pending += form.delta(event, exchange.timing())
                 else:
                     pending += form.done(event, exchange.timing())
                 if pending:
-                    await self._write(response, pending)
+                    await self._to_client(response.write(pending))
                 pending = b""
                 event = await anext(events, None)
-        except GatewayError as error:
-            request[_RECORD].failure = error.message
-            await self._write(response, form.error(error))
-        await response.write_eof()
+        except _ClientGoneError:
+            request[_RECORD].client_gone = True
+            if request.transport is not None:
+                request.transport.abort()
+        except Exception as error:
+            failure = _as_gateway_error(error)
+            request[_RECORD].failure = failure.logged
+            with contextlib.suppress(_ClientGoneError):
+                await self._to_client(response.write(form.error(failure)))
         return response
 
-    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+    async def _to_client(self, sending: Awaitable[object]) -> None:
         """A client that does not read may not keep a slot: after the limit on silence it counts as gone."""
         try:
             async with asyncio.timeout(self.config.timeouts.between_tokens_s):
-                await response.write(data)
-        except TimeoutError:
-            raise ConnectionResetError("the client does not read") from None
+                await sending
+        except (TimeoutError, ConnectionError):
+            raise _ClientGoneError from None
 
     # Everything else.
 

@@ -6,13 +6,17 @@ from __future__ import annotations
 class GatewayError(Exception):
     """A request ends here, with an HTTP status and one sentence for the client.
 
+    `logged` is what the log says, when the message has words of a backend: those may quote a prompt or an answer.
     `retry_after_s` becomes the Retry-After header. The openai client ignores values above 60, so none is larger.
     """
 
-    def __init__(self, status: int, message: str, *, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, logged: str | None = None, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.logged = message if logged is None else logged
         self.retry_after_s = retry_after_s
 
 

@@ -86,7 +86,7 @@ class Exchange:
                 break
             except RejectedError as error:
                 self._cluster.health.answered(lease)
-                raise GatewayError(error.status, str(error)) from None
+                raise GatewayError(error.status, error.detail, logged=error.reason) from None
             except SilentError as error:
                 self._cluster.health.failed(lease, error)
                 raise GatewayError(504, f"backend '{lease.backend}': {error}") from None
@@ -96,7 +96,11 @@ class Exchange:
                     refused |= {lease.backend}
                 exhausted = all(target.backend in refused for target in self.route.targets)
                 if self.deltas or exhausted or self.attempts >= queue_limits.max_attempts:
-                    raise GatewayError(502, f"backend '{lease.backend}' failed: {error}") from None
+                    raise GatewayError(
+                        502,
+                        f"backend '{lease.backend}' failed: {error.detail}",
+                        logged=f"backend failed: {error.reason}",
+                    ) from None
             finally:
                 self._cluster.queue.release(lease)
         yield done

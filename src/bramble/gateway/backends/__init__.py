@@ -12,7 +12,15 @@ from ..generation import Event, GenerationRequest
 
 
 class BackendError(Exception):
-    """An attempt failed. The message is for the operator and, in the end, for the client."""
+    """An attempt failed. `reason` is the gateway's own sentence, for the operator's log and status.
+
+    `detail` is what the server said about it, for the client only: it may quote the prompt or the answer.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail or reason
 
 
 class UnavailableError(BackendError):
@@ -30,8 +38,8 @@ class FailedError(BackendError):
 class RejectedError(BackendError):
     """The backend refuses this very request (4xx); it would elsewhere too. Says nothing against the backend."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(f"the server refused the request with {status}", detail)
         self.status = status
 
 

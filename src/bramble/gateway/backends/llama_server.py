@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any, Protocol
 
@@ -153,8 +154,8 @@ def _raise_error(error: Any) -> None:
     if code in REJECTED:
         raise RejectedError(int(code), message)
     if code in (429, 503):
-        raise UnavailableError(message)
-    raise FailedError(message)
+        raise UnavailableError("the server is not ready", message)
+    raise FailedError(f"the server answered with error {code if isinstance(code, int) else 'of unknown kind'}", message)
 
 
 class Parser(Protocol):
@@ -272,13 +273,14 @@ def _transport_errors() -> Iterator[None]:
     except aiohttp.ServerDisconnectedError:
         raise UnavailableError("the server closed the connection without an answer") from None
     except aiohttp.ClientConnectorError as error:
-        raise UnavailableError(f"cannot connect: {error.os_error.strerror or error.os_error}") from None
+        number = error.os_error.errno
+        raise UnavailableError(f"cannot connect: {os.strerror(number) if number else error.os_error}") from None
     except aiohttp.ClientPayloadError:
         raise UnavailableError("the server closed the connection in the middle of its answer") from None
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise UnavailableError(f"connection failed: {str(error) or type(error).__name__}") from None
     except (AttributeError, TypeError, ValueError) as error:
-        raise FailedError(f"the server's answer does not have the expected form: {error}") from None
+        raise FailedError("the server's answer does not have the expected form", str(error)) from None
 
 
 class LlamaServer:
