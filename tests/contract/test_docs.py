@@ -1,4 +1,4 @@
-"""The documentation names only what there is: pages, make targets, commands and options, playbooks, variables, files."""
+"""The documentation names only what there is: pages, make targets, commands, playbooks, variables and files."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ WRONG = """\
     make demo NODES=4   # make nothing
     .venv/bin/bramble status --jsno
 
-`make dmeo` and `bramble lab brake pi2`, `ansible-playbook playbooks/phase9.yml`, 
+`make dmeo` and `bramble lab brake pi2`, `ansible-playbook playbooks/phase9.yml`,
 `gateway_prot`, `gateway_port`, `roles/gone/`
 
 ```sh
