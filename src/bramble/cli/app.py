@@ -25,7 +25,7 @@ from rich.console import Console
 from bramble.runner import RunnerError, RunResult, find_root, run_playbook
 
 LOCALHOST = ","  # An inventory without hosts: plays on implicit localhost, and the owner's inventory is not even read.
-LAB_NAME = re.compile(r"lab(-[a-z0-9]+)*")
+LAB_NAME = re.compile(r"lab(-[a-z0-9]{1,16})?")
 NODE_NAME = re.compile(r"[a-z][a-z0-9-]*")
 BECOME_PROMPT = r"BECOME password.*:\s*$"
 # A dead node shall cost seconds when all that is wanted is a look.
@@ -327,7 +327,7 @@ def play(
 def play_lab(playbook: str, name: str, extra_vars: Mapping[str, object], *, verbosity: int) -> None:
     """Run one of the lab's playbooks on this machine."""
     if not LAB_NAME.fullmatch(name):
-        raise CliError(f"A lab is named `lab`, or `lab-` and small letters or digits, not {name!r}.", 2)
+        raise CliError(f"A lab is named `lab`, or `lab-` and up to 16 small letters or digits, not {name!r}.", 2)
     root = find_root()
     play(
         root,
