@@ -15,21 +15,6 @@ import yaml
 from checkout import ROOT, load, run
 
 PI = ROOT / "inventory/pi"
-STAND_INS = Path(__file__).with_name("inventory_roles.yml")
-
-
-@pytest.fixture(scope="module")
-def roles_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkout's roles, or stand-ins with the same variables while one that the example needs is not there."""
-    stand_ins = load(STAND_INS)
-    if all((ROOT / "roles" / role / "meta/argument_specs.yml").exists() for role in stand_ins):
-        return ROOT / "roles"
-    path = tmp_path_factory.mktemp("roles")
-    for role, options in stand_ins.items():
-        file = path / role / "meta/argument_specs.yml"
-        file.parent.mkdir(parents=True)
-        file.write_text(yaml.safe_dump({"argument_specs": {"main": {"options": options}}}))
-    return path
 
 
 @dataclass
@@ -37,7 +22,6 @@ class Inventory:
     """A copy of inventory/pi, filled in."""
 
     path: Path
-    roles_path: Path
 
     def hosts(self, change: Callable[[dict[str, Any]], object]) -> None:
         file = self.path / "hosts.yml"
@@ -55,7 +39,7 @@ class Inventory:
         playbook = os.path.relpath(ROOT / "playbooks/validate.yml", cwd)
         done = run(
             "ansible-playbook", "-i", str(self.path), playbook, *options,
-            cwd=cwd, ANSIBLE_ROLES_PATH=str(self.roles_path), ANSIBLE_CACHE_PLUGIN="memory",
+            cwd=cwd,
         )  # fmt: skip
         output = done.stdout + done.stderr
         assert "Traceback" not in output
@@ -67,7 +51,7 @@ class Inventory:
 
 
 @pytest.fixture
-def inventory(tmp_path: Path, roles_path: Path) -> Inventory:
+def inventory(tmp_path: Path) -> Inventory:
     path = tmp_path / "pi"
     shutil.copytree(PI, path)
     hosts = path / "hosts.yml"
@@ -75,7 +59,7 @@ def inventory(tmp_path: Path, roles_path: Path) -> Inventory:
     for number in (1, 2, 3):
         text = text.replace("ansible_host: CHANGE_ME", f"ansible_host: 192.0.2.1{number}", 1)
     hosts.write_text(text)
-    return Inventory(path, roles_path)
+    return Inventory(path)
 
 
 def test_the_example_filled_in_is_right(inventory: Inventory) -> None:
@@ -85,8 +69,8 @@ def test_the_example_filled_in_is_right(inventory: Inventory) -> None:
     assert "the inventory is complete and consistent: 3 hosts" in output
 
 
-def test_the_untouched_example_says_what_to_fill_in(roles_path: Path) -> None:
-    code, lines, output = Inventory(PI, roles_path).validate()
+def test_the_untouched_example_says_what_to_fill_in() -> None:
+    code, lines, output = Inventory(PI).validate()
     assert code != 0
     assert [re.sub(r".*hosts.yml:\d+: ", "", line) for line in lines] == [
         "all hosts: ansible_user is still the placeholder CHANGE_ME: write the user that ssh logs in as",
@@ -190,7 +174,7 @@ def test_what_roles_register_is_not_checked_again(inventory: Inventory, tmp_path
     site.write_text(yaml.safe_dump([validate, play, validate], sort_keys=False))
     done = run(
         "ansible-playbook", "-i", str(inventory.path), str(site),
-        ANSIBLE_ROLES_PATH=str(inventory.roles_path), ANSIBLE_CACHE_PLUGIN="memory",
+
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the inventory is complete and consistent") == 1
