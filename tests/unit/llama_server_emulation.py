@@ -7,7 +7,7 @@ does:
 
 no-token       /completion hangs while the file is there
 token-status   /completion answers with this HTTP status
-slots-hang     /slots hangs while the file is there
+beat-hangs     /lora-adapters hangs while the file is there, and /slots does not
 ignore-sigterm it does not end when it is asked to
 fail           it ends with 3 before it listens
 GET /abort     makes it end as llama.cpp's assertions do
@@ -36,8 +36,8 @@ class Handler(BaseHTTPRequestHandler):
             print("0.09.000.000 I srv  update_slots: a line that is no warning", flush=True)
             print("ggml-rpc.cpp:566: Remote RPC server crashed or returned malformed response", flush=True)
             os.abort()
-        if self.path == "/slots":
-            wait_while("slots-hang")
+        if self.path == "/lora-adapters":
+            wait_while("beat-hangs")
         if self.path == "/completion":
             self.rfile.read(int(self.headers["Content-Length"]))
             wait_while("no-token")

@@ -98,7 +98,7 @@ class Build:
             },
         )
 
-    def run(self, disassembly: str, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, disassembly: str, *arguments: Any, **settings: Any) -> subprocess.CompletedProcess[str]:
         process = self.start(disassembly, *arguments, **settings)
         stdout, stderr = process.communicate(timeout=30)
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

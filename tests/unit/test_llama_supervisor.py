@@ -333,7 +333,7 @@ def test_ready_only_after_a_token(supervised: Supervised) -> None:
     # Others read it: the service's umask must not count.
     assert (supervised.directory / "state.json").stat().st_mode & 0o777 == 0o644
     # Two checks that it still computes, and it goes on.
-    wait_for(lambda: supervised.requests().count("/slots") >= 2, "check of the slots")
+    wait_for(lambda: supervised.requests().count("/lora-adapters") >= 2, "check that it computes")
     assert process.poll() is None
     assert [len(worker.clients()) for worker in workers] == [2, 2]
 
@@ -370,7 +370,7 @@ def test_sigterm_while_it_waits_for_a_worker(supervised: Supervised) -> None:
     assert not (supervised.control / "pid").exists()
 
 
-@pytest.mark.parametrize("fault", ["", "slots-hang"], ids=["idle", "while a computation stands still"])
+@pytest.mark.parametrize("fault", ["", "beat-hangs"], ids=["idle", "while a computation stands still"])
 def test_ends_when_a_worker_closes_its_connection(supervised: Supervised, fault: str) -> None:
     supervised.worker()
     worker = supervised.worker()
@@ -379,7 +379,7 @@ def test_ends_when_a_worker_closes_its_connection(supervised: Supervised, fault:
     supervised.start()
     supervised.told_systemd("READY=1")
     if fault:
-        wait_for(lambda: "/slots" in supervised.requests(), "check of the slots")
+        wait_for(lambda: "/lora-adapters" in supervised.requests(), "check that it computes")
     worker.close()
     code, said = supervised.end()
     assert code == 1
@@ -444,7 +444,7 @@ def test_ends_when_a_computation_stands_still(supervised: Supervised) -> None:
     supervised.worker()
     supervised.start(stall_timeout_s=0.5)
     supervised.told_systemd("READY=1")
-    supervised.fault("slots-hang")
+    supervised.fault("beat-hangs")
     code, said = supervised.end()
     assert code == 1
     assert said.endswith("stopping, to be started again: a computation stood still for 0.5 s\n")
@@ -454,13 +454,13 @@ def test_ends_when_a_computation_stands_still(supervised: Supervised) -> None:
     ("fault", "number"),
     [
         ("no-token", signal.SIGTERM),
-        ("slots-hang", signal.SIGTERM),
-        ("slots-hang", signal.SIGINT),
+        ("beat-hangs", signal.SIGTERM),
+        ("beat-hangs", signal.SIGINT),
         ("ignore-sigterm", signal.SIGTERM),
     ],
 )
 def test_ends_when_asked_to_whatever_hangs(supervised: Supervised, fault: str, number: signal.Signals) -> None:
-    seen = "/completion" if fault == "no-token" else "/slots"
+    seen = "/completion" if fault == "no-token" else "/lora-adapters"
     supervised.worker()
     supervised.fault(fault)
     process = supervised.start()

@@ -39,6 +39,9 @@ from typing import Any
 ESTABLISHED = "01"
 # Retransmissions back off from 0.2 s by doubling: six of them are about 13 s without any answer.
 LOST_AFTER_RETRANSMISSIONS = 6
+# Answered between two computations only: one that waits for a frozen worker holds it up for ever. /slots and /metrics will
+# not do: they are answered during a computation (tools/server/server-context.cpp at 0c1e57098, process_single_task).
+BEAT = "/lora-adapters"
 # llama-server's last words that were not worth a line in the journal until it ended.
 KEPT_LINES = 30
 _BUFFER = re.compile(r"load_tensors:\s+(\S+) model buffer size =\s+([0-9.]+) MiB")
@@ -314,18 +317,17 @@ class Supervisor:
     def watch(self) -> str:
         """Returns when something is wrong, and what."""
         next_check = time.monotonic() + self.config.stall_check_interval_s
-        # Answered between two computations; one that waits for a frozen worker never ends.
-        slots: Question | None = None
+        beat: Question | None = None
         while not self.stopping.wait(self.config.watch_interval_s):
             if why := self.ended() or lost_worker(self.config.workers, connections()):
                 return why
-            if slots is not None and slots.status == 0:
+            if beat is not None and beat.status == 0:
                 return f"a computation stood still for {self.config.stall_timeout_s:g} s"
-            if slots is not None and slots.status is not None:
-                slots = None
+            if beat is not None and beat.status is not None:
+                beat = None
                 next_check = time.monotonic() + self.config.stall_check_interval_s
-            if slots is None and time.monotonic() >= next_check:
-                slots = Question(self.config.url + "/slots", None, self.config.stall_timeout_s)
+            if beat is None and time.monotonic() >= next_check:
+                beat = Question(self.config.url + BEAT, None, self.config.stall_timeout_s)
         return "asked to stop"
 
     def stop(self) -> None:
