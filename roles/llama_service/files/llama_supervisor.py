@@ -20,6 +20,7 @@ import ipaddress
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -39,8 +40,8 @@ from typing import Any
 ESTABLISHED = "01"
 # Retransmissions back off from 0.2 s by doubling: six of them are about 13 s without any answer.
 LOST_AFTER_RETRANSMISSIONS = 6
-# Answered between two computations only: one that waits for a frozen worker holds it up for ever. /slots and /metrics will
-# not do: they are answered during a computation (tools/server/server-context.cpp at 0c1e57098, process_single_task).
+# Answered between two computations only: one that waits for a frozen worker holds it up for ever. /slots and /metrics
+# will not do: they are answered during one (process_single_task in tools/server/server-context.cpp at 0c1e57098).
 BEAT = "/lora-adapters"
 # llama-server's last words that were not worth a line in the journal until it ended.
 KEPT_LINES = 30
@@ -216,6 +217,27 @@ def connections() -> list[Connection]:
     return parse_connections(Path("/proc/self/net/tcp").read_text())
 
 
+class Stop:
+    """Whether a signal asked to stop.
+
+    Not threading.Event: its lock is not reentrant. A signal handler that sets it hangs for ever if it interrupts the
+    thread where that was about to wait for it.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+
+    def set(self) -> None:
+        os.write(self._write, b"!")
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it was set, within so many seconds."""
+        return bool(select.select([self._read], [], [], timeout)[0])
+
+    def is_set(self) -> bool:
+        return self.wait(0)
+
+
 class Supervisor:
     """One llama-server, from waiting for its workers to its end."""
 
@@ -226,7 +248,7 @@ class Supervisor:
         self.buffer_lines: list[str] = []
         self.unsaid: deque[str] = deque(maxlen=KEPT_LINES)
         self.ready = False
-        self.stopping = threading.Event()
+        self.stopping = Stop()
 
     def state(self, state: str, **more: Any) -> None:
         """Writes what `bramble status` shows. A full disk is no reason to stop serving."""
