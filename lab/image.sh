@@ -35,6 +35,7 @@ WantedBy=multi-user.target
 UNIT
     echo 'pi ALL=(ALL) NOPASSWD: ALL' >"$work/etc/sudoers.d/010_pi-nopasswd"
     chmod 0440 "$work/etc/sudoers.d/010_pi-nopasswd"
+    # shellcheck disable=SC2016 # $1 in the hooks is mmdebstrap's: the new root
     mmdebstrap --quiet --format=tar --variant=minbase --include="$packages" \
         --aptopt='Acquire::Retries "3"' \
         --customize-hook="cp -a --no-preserve=ownership $work/. \"\$1/\"" \

@@ -23,8 +23,10 @@ if ! [ -x "$tools/bin/uv" ] || ! cmp -s requirements/bootstrap.txt "$tools/boots
         say "python3 has no venv module: installing Debian's python3-venv"
         sudo=""
         [ "$(id -u)" -eq 0 ] || sudo=sudo
-        $sudo apt-get update -qq && $sudo apt-get install -y -qq --no-install-recommends python3-venv >/dev/null ||
-            { say "could not; run: apt-get install python3-venv"; exit 1; }
+        if ! { $sudo apt-get update -qq && $sudo apt-get install -y -qq --no-install-recommends python3-venv >/dev/null; }; then
+            say "could not; run: apt-get install python3-venv"
+            exit 1
+        fi
         python3 -m venv "$tools"
     fi
     "$tools/bin/pip" --quiet --disable-pip-version-check install --require-hashes -r requirements/bootstrap.txt

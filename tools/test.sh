@@ -26,6 +26,7 @@ lint() {
     mypy plugins/module_utils/bramble
     mypy roles/llama_service/files/llama_supervisor.py
     mypy roles/llama_cpp/files/fetch_source.py
+    mypy tools/variables.py
     yamllint --strict .
     git ls-files '*.sh' lab/podman .ci/run | xargs shellcheck
     ansible-lint --offline --quiet

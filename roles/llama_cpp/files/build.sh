@@ -8,7 +8,12 @@ cd "$dir"
 exec 9>lock
 flock 9
 
-[ -d source ] || { mkdir source.part && tar -xzf source.tar.gz -C source.part --strip-components=1 && mv source.part source; }
+if ! [ -d source ]; then
+    rm -rf source.part
+    mkdir source.part
+    tar -xzf source.tar.gz -C source.part --strip-components=1
+    mv source.part source
+fi
 set --
 if [ -n "$CROSS" ]; then
     command -v "${CROSS}g++" >/dev/null || { echo "no ${CROSS}g++ here: install it (Debian: g++-$(echo "${CROSS%-}" | tr _ -))" >&2; exit 1; }
@@ -37,7 +42,7 @@ count() { "${CROSS}objdump" --disassemble --no-show-raw-insn release/bin/ggml-rp
 case $PROCESSOR in
 aarch64) wanted='\ssdot\s' unwanted='\s(smmla|whilelo)\s' ;;
 x86_64) wanted='\svfmadd[0-9]+ps\s.*%ymm' unwanted='%zmm' ;;
-*) wanted=. unwanted='^$' ;;
+*) wanted=. unwanted='$.' ;; # anything goes: no line matches $.
 esac
 found=$(count "$wanted") beyond=$(count "$unwanted")
 [ "$found" -gt 0 ] || { echo "the build lacks the instructions of its processor ($wanted): check llama_cpp_cpu_target" >&2; exit 1; }
