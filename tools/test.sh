@@ -11,11 +11,15 @@ root=$PWD
 PATH=$root/.venv/bin:$PATH
 export PATH
 # Where each run on a lab notes which conditions it evaluated (plugins/callback/when_coverage.py).
-record=$root/.bramble/when-coverage
+BRAMBLE_WHEN_COVERAGE=$root/.bramble/when-coverage
+ANSIBLE_CALLBACK_PLUGINS=$root/plugins/callback
+export BRAMBLE_WHEN_COVERAGE ANSIBLE_CALLBACK_PLUGINS
 began=$(date +%s)
 
 say() { printf '\n=== %s (%d s)\n' "$*" $(($(date +%s) - began)); }
 down() { [ -n "${KEEP:-}" ] || bramble lab down --name "$1"; }
+
+count() { wc -l <"$BRAMBLE_WHEN_COVERAGE" 2>/dev/null || echo 0; }
 
 lint() {
     say "lint"
@@ -39,26 +43,27 @@ fast() {
 
 roles() {
     say "roles on a lab"
-    rm -f "$record"
+    rm -f "$BRAMBLE_WHEN_COVERAGE"
     bramble lab up --name lab-roles --nodes 2
     for scenario in foundation model_store engine services; do
         say "scenario $scenario"
-        tasks=$(wc -l <"$record" 2>/dev/null || echo 0)
-        (cd tests && BRAMBLE_TEST_LAB=lab-roles BRAMBLE_WHEN_COVERAGE=$record molecule test --scenario-name "$scenario")
+        tasks=$(count)
+        (cd tests && BRAMBLE_TEST_LAB=lab-roles molecule test --scenario-name "$scenario")
         # A scenario that runs no task is "successful" too.
-        [ "$(wc -l <"$record")" -gt "$tasks" ] || { echo "scenario $scenario ran no task" >&2; exit 1; }
+        [ "$(count)" -gt "$tasks" ] || { echo "scenario $scenario ran no task" >&2; exit 1; }
     done
     down lab-roles
 }
 
 cluster() {
     say "the cluster on a lab"
-    BRAMBLE_WHEN_COVERAGE=$record pytest tests/cluster
+    pytest tests/cluster
     down lab-cluster
-    if [ -n "$(printf '%s\n' "$parts" | grep -w roles)" ]; then
+    case $parts in *roles*)
         say "conditions that no run evaluated"
-        tests/contract/when_coverage.py "$record"
-    fi
+        tests/contract/when_coverage.py "$BRAMBLE_WHEN_COVERAGE"
+        ;;
+    esac
 }
 
 [ $# -gt 0 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2; }

@@ -17,10 +17,19 @@ def cluster() -> Lab:
         done = run(str(BIN / "bramble"), "model", "synth", "--output", str(model), "--force")
         assert done.returncode == 0, done.stderr
     lab = Lab("lab-cluster")
-    variables = ("-e", "lab_name=lab-cluster", "-e", "lab_nodes=3", "-e", "lab_bystanders=1")
+    variables = (
+        "-e",
+        "lab_name=lab-cluster",
+        "-e",
+        "lab_nodes=3",
+        "-e",
+        "lab_bystanders=1",
+        "-e",
+        "lab_link_delay=0.1ms",
+    )
     if not os.environ.get("BRAMBLE_TEST_REUSE"):
         run(str(BIN / "bramble"), "lab", "down", "--name", lab.name)
-    done = run(str(BIN / "ansible-playbook"), "-i", ",", "playbooks/lab_up.yml", *map(str, variables))
+    done = run(str(BIN / "ansible-playbook"), "-i", ",", "playbooks/lab_up.yml", *variables)
     assert done.returncode == 0, done.stdout[-3000:]
     return lab
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
-from lab import ROOT, Lab
+from lab import BIN, ROOT, Lab, run
 
 pytestmark = pytest.mark.lab
 
@@ -23,6 +24,10 @@ def refused(lab: Lab, *arguments: str) -> str:
     assert done.returncode != 0
     assert "Traceback" not in done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def lab_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(str(BIN / "bramble"), "lab", *arguments)
 
 
 def assert_nothing_changed(lab: Lab) -> None:
@@ -65,16 +70,24 @@ def test_layers_that_do_not_add_up(cluster: Lab) -> None:
 
 
 def test_a_node_that_cannot_be_reached(cluster: Lab) -> None:
-    cluster.break_("cut", "pi3")
+    assert lab_command("break", "pi3", "--how", "cut", "--name", cluster.name).returncode == 0
     try:
         done = cluster.bramble("up", "--tags", "os_base", timeout=300)
     finally:
-        cluster.break_("mend", "pi3")
+        mended = lab_command("mend", "pi3", "--name", cluster.name)
+    assert mended.returncode == 0, mended.stderr
     assert done.returncode == 1
     said = done.stdout + done.stderr
     assert "Traceback" not in said
     assert "pi3" in said
     assert "unreachable" in said.lower() or "reach" in said.lower()
+
+
+def test_a_node_that_the_lab_does_not_have(cluster: Lab) -> None:
+    done = lab_command("break", "pi9", "--how", "stop", "--name", cluster.name)
+    assert done.returncode == 1
+    assert "has no node" in done.stderr
+    assert "pi9" in done.stderr
 
 
 def test_a_flag_that_llama_server_does_not_know_ends_with_its_words(cluster: Lab) -> None:

@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from lab import Lab
+from lab import Lab, run
 
 pytestmark = pytest.mark.lab
 UNITS = [("pi1", "bramble-llama-server"), ("pi2", "bramble-gateway")]
@@ -32,6 +32,13 @@ def test_the_unit_is_confined(lab: Lab, node: str, unit: str) -> None:
     assert float(found[1]) <= 3.0
 
 
+def test_the_server_knows_its_commit(lab: Lab) -> None:
+    host = lab.host("pi1")
+    commit = json.loads(host.file("/opt/llama.cpp/current/build.json").content_string)["commit"]
+    done = host.run("/opt/llama.cpp/current/bin/llama-server --version")
+    assert commit in done.stdout + done.stderr
+
+
 def test_the_gateway_answers_from_the_other_node(lab: Lab) -> None:
     body = {"model": "bramble-synth", "prompt": "a", "stream": False, "options": {"num_predict": 4}}
     request = urllib.request.Request(
@@ -50,6 +57,4 @@ def test_only_the_gateway_reaches_the_server(lab: Lab) -> None:
     probe = f"timeout 3 bash -c 'exec 3<>/dev/tcp/{target}'"
     assert lab.shell("pi2", probe).returncode == 0
     # This machine may ssh in, and is no client of the server.
-    from lab import run
-
     assert run("bash", "-c", probe).returncode != 0
