@@ -33,7 +33,7 @@ lint() {
     mypy tools/variables.py
     yamllint --strict .
     git ls-files '*.sh' lab/podman .ci/run | xargs shellcheck
-    ansible-lint --offline --quiet
+    ansible-lint --offline --nocolor
 }
 
 fast() {

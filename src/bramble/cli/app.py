@@ -242,8 +242,8 @@ def demo(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> No
     model = ask_gateway(gateway, DEMO_QUESTION, model=report["model"]["name"], max_tokens=DEMO_TOKENS)
     split = ", ".join(f"{node} {layers}" for node, layers in report["model"]["layers"].items()) or "not told"
     print(f"\nGateway:          {gateway}\nLayers per node:  {split}\n\nAsk it yourself:\n")
-    print(f"  {curl_line(gateway, model)}\n  bramble ask -i {inventory} 'Hello'\n")
-    print(f"Remove it all:  bramble lab down --name {name}")
+    print(f"  {curl_line(gateway, model)}\n  {sys.argv[0]} ask -i {inventory} 'Hello'\n")
+    print(f"Remove it all:  {sys.argv[0]} lab down --name {name}")
     raise typer.Exit(0 if report["ok"] else 1)
 
 
