@@ -31,6 +31,9 @@ BECOME_PROMPT = r"BECOME password.*:\s*$"
 # A dead node shall cost seconds when all that is wanted is a look.
 QUICK = {"ANSIBLE_SSH_RETRIES": "0", "ANSIBLE_TIMEOUT": "5"}
 
+# How somebody in the checkout who has activated nothing calls this program.
+COMMAND = ".venv/bin/bramble"
+
 DEMO_MODEL = Path(".bramble/models/bramble-synth.gguf")
 DEMO_QUESTION = "Which three fruits grow on brambles?"
 DEMO_TOKENS = 64
@@ -242,8 +245,8 @@ def demo(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> No
     model = ask_gateway(gateway, DEMO_QUESTION, model=report["model"]["name"], max_tokens=DEMO_TOKENS)
     split = ", ".join(f"{node} {layers}" for node, layers in report["model"]["layers"].items()) or "not told"
     print(f"\nGateway:          {gateway}\nLayers per node:  {split}\n\nAsk it yourself:\n")
-    print(f"  {curl_line(gateway, model)}\n  {sys.argv[0]} ask -i {inventory} 'Hello'\n")
-    print(f"Remove it all:  {sys.argv[0]} lab down --name {name}")
+    print(f"  {curl_line(gateway, model)}\n  {COMMAND} ask -i {inventory} 'Hello'\n")
+    print(f"Remove it all:  {COMMAND} lab down --name {name}")
     raise typer.Exit(0 if report["ok"] else 1)
 
 
