@@ -69,6 +69,23 @@ def test_layers_that_do_not_add_up(cluster: Lab) -> None:
     assert "12 layers" in said
 
 
+def test_an_owner_without_a_key_is_not_locked_out(cluster: Lab) -> None:
+    # The way in of the test itself is a key: it is taken for that of a node, as if only the nodes' keys were there.
+    keys = "/home/pi/.ssh/authorized_keys"
+    assert (
+        cluster.shell(
+            "pi2", f"cp -p {keys} {keys}.kept && sed -i 's/bramble lab-cluster$/bramble:laptop/' {keys}"
+        ).returncode
+        == 0
+    )
+    try:
+        done = cluster.play("playbooks/phase1_foundation.yml", "--limit", "pi2", "--tags", "ssh_access")
+    finally:
+        cluster.shell("pi2", f"mv {keys}.kept {keys}")
+    assert done.returncode != 0
+    assert "ssh-copy-id pi@" in done.stdout
+
+
 def test_a_node_that_cannot_be_reached(cluster: Lab) -> None:
     assert lab_command("break", "pi3", "--how", "cut", "--name", cluster.name).returncode == 0
     try:
