@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from testinfra.host import Host
 
@@ -34,7 +36,7 @@ def test_the_time_zone_is_set(host: Host) -> None:
 def test_what_is_not_opened_is_dropped(host: Host) -> None:
     rules = host.check_output("sudo nft list chain inet bramble input")
     assert "policy drop" in rules
-    assert "tcp dport 22" in rules
+    assert re.search(r"@ssh_sources tcp dport (\{ )?22\b", rules)
 
 
 def test_the_firewall_comes_back_after_a_boot(host: Host) -> None:
