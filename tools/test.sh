@@ -48,7 +48,9 @@ roles() {
     for scenario in foundation model_store engine services; do
         say "scenario $scenario"
         tasks=$(count)
-        (cd tests && BRAMBLE_TEST_LAB=lab-roles molecule test --scenario-name "$scenario")
+        # Molecule remembers, by the directory's name, what it prepared: on other nodes, perhaps for another checkout.
+        rm -rf "$root/.bramble/molecule/$scenario"
+        (cd tests && MOLECULE_EPHEMERAL_DIRECTORY="$root/.bramble/molecule/$scenario" BRAMBLE_TEST_LAB=lab-roles molecule test --scenario-name "$scenario")
         # A scenario that runs no task is "successful" too.
         [ "$(count)" -gt "$tasks" ] || { echo "scenario $scenario ran no task" >&2; exit 1; }
     done
