@@ -44,6 +44,8 @@ fast() {
 roles() {
     say "roles on a lab"
     rm -f "$BRAMBLE_WHEN_COVERAGE"
+    # What a run that failed left behind is no node that was never set up.
+    bramble lab down --name lab-roles
     bramble lab up --name lab-roles --nodes 2
     for scenario in foundation model_store engine services; do
         say "scenario $scenario"
