@@ -266,7 +266,7 @@ def _layers_for_a_bystander(inventory: Inventory) -> None:
     inventory.hosts["pi1"]["rpc_head_layers"] = ALL_LAYERS
 
 
-STRUCTURES: list[tuple[str, Callable[[Inventory], None], str]] = [
+STRUCTURES: list[tuple[str, Callable[[Inventory], object], str]] = [
     ("no address", lambda i: i.hosts["pi2"].pop("ansible_host"), "pi2: ansible_host is missing: write the node's IPv4"),
     ("empty address", _address("pi2", ""), "pi2: ansible_host is missing"),
     (
@@ -383,7 +383,7 @@ STRUCTURES: list[tuple[str, Callable[[Inventory], None], str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "line"), [case[1:] for case in STRUCTURES], ids=[case[0] for case in STRUCTURES])
-def test_a_wrong_structure_gives_its_line(spoil: Callable[[Inventory], None], line: str) -> None:
+def test_a_wrong_structure_gives_its_line(spoil: Callable[[Inventory], object], line: str) -> None:
     inventory = Inventory()
     if "pi4" in line:
         inventory.hosts["pi4"] = {"ansible_host": "192.0.2.14", "ansible_user": "pi"}
