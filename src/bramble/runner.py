@@ -105,14 +105,15 @@ class HostStats:
 class Progress:
     """All that is known of a run after some of its events.
 
-    ``play_began``: a host has started a task of ``play``; Ansible announces plays that no host is left for, too.
+    ``begun``: the names of the plays of which a host has started a task. Ansible announces plays that no host is left
+    for, too, and a play that several playbooks import comes more than once.
     ``output``: the last lines said outside any task.
     """
 
     started: datetime | None = None
     now: datetime | None = None
     play: str | None = None
-    play_began: bool = False
+    begun: frozenset[str] = frozenset()
     task: Task | None = None
     hosts: Mapping[str, Host] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
@@ -176,7 +177,7 @@ def reduce(progress: Progress, event: Event) -> Progress:
 def _play_start(progress: Progress, data: Event) -> Progress:
     hosts = {name: replace(host, status=_resting(host)) for name, host in progress.hosts.items()}
     play = str(data.get("name") or data.get("pattern") or "")
-    return replace(progress, play=play, play_began=False, task=None, hosts=hosts)
+    return replace(progress, play=play, task=None, hosts=hosts)
 
 
 def _task_start(progress: Progress, data: Event) -> Progress:
@@ -233,7 +234,8 @@ def _with_host(progress: Progress, data: Event, status: HostStatus) -> Progress:
             changed=task.changed | {name} if status == "changed" else task.changed,
             failed=task.failed | {name} if status in ("failed", "unreachable") else task.failed,
         )
-    return replace(progress, play_began=True, task=task, hosts={**progress.hosts, name: host})
+    begun = progress.begun | {progress.play} if progress.play else progress.begun
+    return replace(progress, begun=begun, task=task, hosts={**progress.hosts, name: host})
 
 
 def _with_failure(progress: Progress, data: Event, *, unreachable: bool) -> Progress:

@@ -221,7 +221,10 @@ def test_without_a_terminal_only_what_matters_gets_a_line() -> None:
         event("runner_on_ok", 9, host="pi1", res={}),
         event("playbook_on_task_start", 9, name="fails"),
         event("runner_on_failed", 10, host="pi1", res={"msg": "no"}),
-        # No host is left for it, so it gets no line.
+        # No line for a play that was there before, nor for one that no host is left for.
+        event("playbook_on_play_start", 10, name="Foundation"),
+        event("playbook_on_task_start", 10, name="skipped"),
+        event("runner_on_start", 10, host="localhost"),
         event("playbook_on_play_start", 10, name="Engine"),
         event("playbook_on_stats", 10),
     ]:

@@ -173,7 +173,7 @@ def plain_lines(before: Progress, after: Progress) -> list[str]:
             notes.append(f"took {clock(took)}")
         if notes:
             lines.append(f"{at}  {task.name}: {'; '.join(notes)}")
-    if after.play_began and not before.play_began:
+    if after.begun != before.begun:
         lines.append(f"{at}  ── {after.play}")
     return lines
 
