@@ -325,9 +325,11 @@ def inventory_path(root: Path, inventory: str) -> str:
         raise CliError(
             f"The inventory {inventory} does not exist. Name one with -i, or make a lab with `bramble lab up`.", 2
         )
-    if path.is_dir() and not any(
-        each.name not in ("group_vars", "host_vars") and not each.name.startswith(".") for each in path.iterdir()
-    ):
+    try:
+        names = [each.name for each in path.iterdir()] if path.is_dir() else None
+    except OSError as error:
+        raise CliError(f"The inventory {inventory} cannot be read: {error.strerror}.", 2) from error
+    if names is not None and all(name in ("group_vars", "host_vars") or name.startswith(".") for name in names):
         lab = path.name if path.parent == root / "inventory" and LAB_NAME.fullmatch(path.name) else None
         boot = f"make lab-up{'' if lab == 'lab' else f' LAB={lab}'}"
         raise CliError(
