@@ -1,4 +1,5 @@
-# Everything is installed into this checkout: .venv/ and .bramble/. Nothing global but Debian packages, and those are said first.
+# Everything is installed into this checkout: .venv/ and .bramble/. Outside it: the lab's image and builds in ~/.cache/bramble, a
+# Python of uv's for this user where the system's is older than 3.12, and Debian packages, which are said first.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 BIN := .venv/bin
@@ -12,6 +13,7 @@ help: ## Say what can be made
 .PHONY: setup
 setup: ## Install the tools of the controller into .venv
 	@tools/bootstrap.sh controller
+	@$(if $(filter setup,$(MAKECMDGOALS)),echo "Set up. Next: '. $(BIN)/activate' and write your nodes into inventory/pi/hosts.yml. With no Pi: 'make demo'")
 
 .PHONY: setup-dev
 setup-dev: ## Install the tools for working on Bramble into .venv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import ansible.module_utils
 import yaml
-from ansible import constants
+from ansible import constants, context
 from ansible.errors import AnsibleFilterError
 
 _MODULE_UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
@@ -24,15 +25,28 @@ nodes = importlib.import_module("ansible.module_utils.bramble.nodes")
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 
-_CONNECTION = frozenset({"ansible_host", "ansible_port", "ansible_user"})
-"""The variables of Ansible itself that are checked."""
-_MAGIC = frozenset({*constants.INTERNAL_STATIC_VARS, "environment", "gather_subset", "module_setup", "omit", "vars"})
+CATALOGUE = ROLES / "model_store" / "vars" / "catalogue.yml"
+
+_CONNECTION = frozenset({"ansible_connection", "ansible_host", "ansible_port", "ansible_ssh_user", "ansible_user"})
+"""The variables of Ansible itself whose values are checked. Of the others only the names are looked at."""
+_MAGIC = frozenset(
+    {
+        *constants.INTERNAL_STATIC_VARS,
+        *("ansible_check_mode", "ansible_local", "environment", "gather_subset", "module_setup", "omit", "vars"),
+    }
+)
 
 
 def inventory_problems(
-    hostvars: Mapping[str, Any], groups: Mapping[str, Any], roles_path: str | Sequence[str]
+    hostvars: Mapping[str, Any],
+    groups: Mapping[str, Any],
+    roles_path: str | Sequence[str],
+    sources: Sequence[str] = (),
 ) -> list[str]:
-    """All problems of the inventory, one line each: of every host of `groups.all`, whatever the run is limited to."""
+    """All problems of the inventory, one line each: of every host of `groups.all`, whatever the run is limited to.
+
+    `sources`: what -i named. Beside them, or in them, are host_vars/ and group_vars/.
+    """
     specs, lines = role_specs([roles_path] if isinstance(roles_path, str) else roles_path)
     hosts: dict[str, dict[str, object]] = {}
     places: dict[str, dict[str, str]] = {}
@@ -41,8 +55,55 @@ def inventory_problems(
         for name, value, place in _declared(hostvars[host]):
             hosts[str(host)][name] = value
             places[str(host)][name] = place
+        if context.CLIARGS.get("remote_user"):  # -u, or remote_user in ansible.cfg: then no variable is needed
+            hosts[str(host)].setdefault("ansible_user", context.CLIARGS["remote_user"])
     members = {str(group): [str(host) for host in names] for group, names in groups.items()}
-    return [*lines, *inventory_check.problems(hosts, members, specs, places)]
+    lines += inventory_check.problems(
+        hosts, members, specs, places, catalogue=_catalogue(), connection=_connection_variables()
+    )
+    return [*lines, *inventory_check.unused_files(_variable_files(sources), hosts, members)]
+
+
+def _catalogue() -> dict[str, Any]:
+    """The models that come with the role model_store."""
+    return dict(yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))["__model_store_catalogue"])
+
+
+@functools.cache
+def _connection_variables() -> frozenset[str]:
+    """The variables that tell Ansible how to reach a host: those of its core, and of its plugins for ssh and sudo."""
+    names = {name for aliases in constants.MAGIC_VARIABLE_MAPPING.values() for name in aliases}
+    options = list(constants.config.get_configuration_definitions().values())
+    for module, text in (
+        ("ansible.plugins.connection.ssh", "DOCUMENTATION"),
+        ("ansible.plugins.become.sudo", "DOCUMENTATION"),
+        ("ansible.plugins.shell.sh", "DOCUMENTATION"),
+    ):
+        documented = yaml.safe_load(getattr(importlib.import_module(module), text))
+        options += (documented.get("options") or {}).values()
+    fragment = importlib.import_module("ansible.plugins.doc_fragments.shell_common").ModuleDocFragment
+    options += yaml.safe_load(fragment.DOCUMENTATION)["options"].values()
+    names |= {variable["name"] for option in options for variable in option.get("vars") or ()}
+    return frozenset(name for name in names if name.startswith("ansible_"))
+
+
+def _variable_files(sources: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """What lies in the sources' host_vars/ and group_vars/: directory, name of the host or group, path."""
+    # A source with a comma is a list of hosts, not a path.
+    paths = [Path(source) for source in sources if "," not in source]
+    for directory in dict.fromkeys(path if path.is_dir() else path.parent for path in paths):
+        for kind in ("host_vars", "group_vars"):
+            for path in sorted((directory / kind).glob("[!.]*")):
+                # Others Ansible reads for a host of that very name only; they may be notes or copies.
+                if path.is_dir():
+                    yield kind, path.name, f"{_shown(path)}/"
+                elif path.suffix in ("", *constants.YAML_FILENAME_EXTENSIONS):
+                    yield kind, path.stem, _shown(path)
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _declared(variables: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
@@ -50,9 +111,12 @@ def _declared(variables: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]
     for key in variables:
         name = str(key)
         # Two underscores: a role's internals, registered earlier in the run.
-        if name in _MAGIC or name.startswith("__") or (name.startswith("ansible_") and name not in _CONNECTION):
+        if name in _MAGIC or name.startswith("__"):
             continue
         place = _place(key)
+        if name.startswith("ansible_") and name not in _CONNECTION:
+            yield name, None, place
+            continue
         try:
             raw = variables[key]
             place = _place(raw) or place
@@ -101,10 +165,8 @@ def _place(value: object) -> str:
         return ""
     if not origin.path:
         return origin.description or ""
-    path = Path(origin.path)
-    here = Path.cwd()
-    shown = path.relative_to(here) if path.is_relative_to(here) else path
-    return f"{shown}:{origin.line_num}" if origin.line_num else str(shown)
+    shown = _shown(Path(origin.path))
+    return f"{shown}:{origin.line_num}" if origin.line_num else shown
 
 
 def role_specs(roles_path: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -187,10 +249,7 @@ def hosts_and_addresses(hosts: Sequence[str], hostvars: Mapping[str, Any]) -> li
 
 def catalogue_entry(hostvars: Mapping[str, Any], host: str, model: str) -> dict[str, Any]:
     """What a host's catalogue says of a model, with its "name" and the "path" that its file has on the host."""
-    catalogue = yaml.safe_load((ROLES / "model_store" / "vars" / "catalogue.yml").read_text())[
-        "__model_store_catalogue"
-    ]
-    catalogue |= setting(hostvars, host, "model_store_catalogue")
+    catalogue = _catalogue() | setting(hostvars, host, "model_store_catalogue")
     if model not in catalogue:
         raise AnsibleFilterError(
             f"{model!r} is not in the catalogue of {host} (there are: {', '.join(sorted(catalogue))}); "

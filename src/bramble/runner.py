@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -103,11 +103,17 @@ class HostStats:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """All that is known of a run after some of its events. ``output``: the last lines said outside any task."""
+    """All that is known of a run after some of its events.
+
+    ``begun``: the names of the plays of which a host has started a task. Ansible announces plays that no host is left
+    for, too, and a play that several playbooks import comes more than once.
+    ``output``: the last lines said outside any task.
+    """
 
     started: datetime | None = None
     now: datetime | None = None
     play: str | None = None
+    begun: frozenset[str] = frozenset()
     task: Task | None = None
     hosts: Mapping[str, Host] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
@@ -170,7 +176,8 @@ def reduce(progress: Progress, event: Event) -> Progress:
 
 def _play_start(progress: Progress, data: Event) -> Progress:
     hosts = {name: replace(host, status=_resting(host)) for name, host in progress.hosts.items()}
-    return replace(progress, play=str(data.get("name") or data.get("pattern") or ""), task=None, hosts=hosts)
+    play = str(data.get("name") or data.get("pattern") or "")
+    return replace(progress, play=play, task=None, hosts=hosts)
 
 
 def _task_start(progress: Progress, data: Event) -> Progress:
@@ -227,7 +234,8 @@ def _with_host(progress: Progress, data: Event, status: HostStatus) -> Progress:
             changed=task.changed | {name} if status == "changed" else task.changed,
             failed=task.failed | {name} if status in ("failed", "unreachable") else task.failed,
         )
-    return replace(progress, task=task, hosts={**progress.hosts, name: host})
+    begun = progress.begun | {progress.play} if progress.play else progress.begun
+    return replace(progress, begun=begun, task=task, hosts={**progress.hosts, name: host})
 
 
 def _with_failure(progress: Progress, data: Event, *, unreachable: bool) -> Progress:
@@ -435,13 +443,43 @@ _UNREACHABLE_ADVICE = (
 )
 
 
-def advise(failure: Failure) -> str | None:
-    """What to try about a failure of a known kind; None if its kind is not known."""
-    text = "\n".join(failure.messages)
-    for pattern, advice in _ADVICE:
-        if re.search(pattern, text):
-            return advice.format(host=failure.host)
-    return _UNREACHABLE_ADVICE.format(host=failure.host) if failure.unreachable else None
+# For what Ansible says outside any task: searched in `error_lines`.
+_OUTPUT_ADVICE: tuple[tuple[str, str], ...] = (
+    (
+        r"failed to parse inventory",
+        "The inventory cannot be read. Correct the file at the place named above; `ansible-inventory -i <inventory> "
+        "--graph` shows when it can be.",
+    ),
+)
+
+
+def advise(failures: Sequence[Failure]) -> tuple[str, ...]:
+    """What to try about the failures of a known kind: each advice once, for all hosts that need it."""
+    hosts: dict[str, list[str]] = {}
+    for failure in failures:
+        text = "\n".join(failure.messages)
+        advice = _match(_ADVICE, text) or (_UNREACHABLE_ADVICE if failure.unreachable else None)
+        if advice and failure.host not in hosts.setdefault(advice, []):
+            hosts[advice].append(failure.host)
+    return tuple(_addressed(advice, names) for advice, names in hosts.items())
+
+
+def advise_output(lines: Sequence[str]) -> tuple[str, ...]:
+    """What to try when no task failed, by the `error_lines`."""
+    advice = _match(_OUTPUT_ADVICE, "\n".join(lines))
+    return (advice,) if advice else ()
+
+
+def _match(table: tuple[tuple[str, str], ...], text: str) -> str | None:
+    return next((advice for pattern, advice in table if re.search(pattern, text)), None)
+
+
+def _addressed(advice: str, hosts: Sequence[str]) -> str:
+    """``advice`` for ``hosts``. It is worded for one: "each of" keeps that right for several."""
+    if len(hosts) == 1:
+        return advice.format(host=hosts[0])
+    each = "Each" if advice.startswith("{host}") else "each"
+    return advice.format(host=f"{each} of {', '.join(hosts[:-1])} and {hosts[-1]}")
 
 
 def error_lines(output: tuple[str, ...]) -> tuple[str, ...]:

@@ -34,6 +34,11 @@ class Inventory:
         kept = [line for line in file.read_text().splitlines() if line.split(":")[0] not in values]
         file.write_text("\n".join(kept) + "\n" + yaml.safe_dump(values))
 
+    def file(self, name: str, **values: Any) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(values))
+
     def validate(self, *options: str, cwd: Path = ROOT) -> tuple[int, list[str], str]:
         """Runs the playbook: exit code, problems as the message lists them, all output."""
         playbook = os.path.relpath(ROOT / "playbooks/validate.yml", cwd)
@@ -128,6 +133,71 @@ WRONG: list[tuple[str, Callable[[Inventory], object], str]] = [
         r"group rpc_workers: is not known, so its hosts would get nothing: did you mean rpc_worker\?",
     ),
     (
+        "group of a role that has none",
+        lambda i: i.hosts(lambda hosts: hosts.update(model_store={"hosts": {"pi2": None}})),
+        r"group model_store: is not known, so its hosts would get nothing: "
+        r"the groups are cluster, gateway, hailo, llama_server, rpc_head, rpc_worker",
+    ),
+    (
+        "host in no group",
+        lambda i: i.hosts(lambda hosts: hosts.update(all={"hosts": {"pi9": {"ansible_host": "192.0.2.19"}}})),
+        r"pi9: is in no group, so it would get nothing: add it to cluster in hosts.yml, or remove it",
+    ),
+    (
+        "file for a host that is not there",
+        lambda i: i.file("host_vars/pi9.yml", gateway_port=1),
+        r"{path}/host_vars/pi9.yml: there is no host pi9 in the inventory, so nothing would read it: "
+        r"did you mean pi3\?",
+    ),
+    (
+        "file for a group that is not there",
+        lambda i: i.file("group_vars/gatewy/gateway.yml", gateway_port=1),
+        r"{path}/group_vars/gatewy/: there is no group gatewy in the inventory, so nothing would read it: "
+        r"did you mean gateway\?",
+    ),
+    (
+        "missing user",
+        lambda i: i.hosts(lambda hosts: hosts["cluster"].pop("vars")),
+        r"all hosts: ansible_user is missing: write the user that ssh logs in as, .*",
+    ),
+    (
+        "misspelt variable of Ansible",
+        lambda i: i.hosts(lambda hosts: hosts["cluster"]["vars"].update(ansible_ssh_private_key_fil="~/.ssh/pi")),
+        r"{path}/hosts.yml:\d+: all hosts: ansible_ssh_private_key_fil is not a variable that Ansible knows: "
+        r"did you mean ansible_ssh_private_key_file\?",
+    ),
+    (
+        "model of no catalogue",
+        lambda i: i.variable("rpc_head", rpc_head_model="qwen2.5-3b"),
+        r'{path}/group_vars/all/rpc_head.yml:\d+: pi1: rpc_head_model is "qwen2.5-3b", which is not in the catalogue: '
+        r".* add your own to model_store_catalogue",
+    ),
+    (
+        "layers that do not add up",
+        lambda i: i.variable("rpc_head", rpc_head_layers={"pi1": 10, "pi2": 13, "pi3": 14}),
+        r"{path}/group_vars/all/rpc_head.yml:\d+: pi1: rpc_head_layers are 37 together, "
+        r"but qwen2.5-3b-instruct-q4_k_m has 36 layers: write numbers that sum to 36, or \{\} for an even split",
+    ),
+    (
+        "entry with a wrong checksum",
+        lambda i: i.variable(
+            "model_store", model_store_catalogue={"m": {"url": "https://m.example/m", "sha256": "zz", "bytes": 1}}
+        ),
+        r"{path}/group_vars/all/model_store.yml:\d+: all hosts: model_store_catalogue.m.sha256 is the text \"zz\", "
+        r"not 64 hex digits in lower case: .*",
+    ),
+    (
+        "too few tokens",
+        lambda i: i.variable("rpc_head", rpc_head_context=-5),
+        r"{path}/group_vars/all/rpc_head.yml:\d+: all hosts: rpc_head_context is -5, which is too small: .*",
+    ),
+    (
+        "clients that are no network",
+        lambda i: i.variable("gateway", gateway_clients=["192.168.1.0/33"]),
+        r"{path}/group_vars/all/gateway.yml:\d+: all hosts: gateway_clients\[0\] is the text \"192.168.1.0/33\", "
+        r"not an IPv4 address or network: .*",
+    ),
+    (
         "no hosts",
         lambda i: (i.path / "hosts.yml").write_text("all: {hosts: {}}"),
         r"the inventory has no hosts: name the nodes in its hosts.yml, or pass the right directory with -i",
@@ -153,6 +223,21 @@ def test_every_host_is_checked_whatever_the_run_is_limited_to(inventory: Invento
     assert code != 0
     assert len(lines) == 1, output
     assert ": pi3: gateway_port is the text" in lines[0]
+
+
+def test_the_user_may_come_from_the_command_line(inventory: Inventory) -> None:
+    inventory.hosts(lambda hosts: hosts["cluster"].pop("vars"))
+    code, lines, output = inventory.validate("-u", "pi")
+    assert (code, lines) == (0, []), output
+
+
+def test_the_labs_own_values_are_right(inventory: Inventory) -> None:
+    """What inventory/lab/group_vars sets, with a stand-in's entry such as `bramble model synth` writes it."""
+    entry = {"file": "/m.gguf", "sha256": "0" * 64, "bytes": 1, "layers": 12}
+    shutil.copytree(ROOT / "inventory/lab/group_vars", inventory.path / "group_vars", dirs_exist_ok=True)
+    inventory.file("group_vars/all/model_store.yml", model_store_catalogue={"bramble-synth": entry})
+    code, lines, output = inventory.validate()
+    assert (code, lines) == (0, []), output
 
 
 def test_it_works_from_playbooks_too(inventory: Inventory) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -211,6 +212,7 @@ def test_without_a_terminal_only_what_matters_gets_a_line() -> None:
     for each in [
         event("playbook_on_play_start", 0, name="Foundation"),
         event("playbook_on_task_start", 0, name="quick and unchanged"),
+        event("runner_on_start", 0, host="pi1"),
         event("runner_on_ok", 1, host="pi1", res={}),
         event("playbook_on_task_start", 1, name="changes"),
         event("runner_on_ok", 2, host="pi2", res={"changed": True}),
@@ -219,10 +221,15 @@ def test_without_a_terminal_only_what_matters_gets_a_line() -> None:
         event("runner_on_ok", 9, host="pi1", res={}),
         event("playbook_on_task_start", 9, name="fails"),
         event("runner_on_failed", 10, host="pi1", res={"msg": "no"}),
+        # No line for a play that was there before, nor for one that no host is left for.
+        event("playbook_on_play_start", 10, name="Foundation"),
+        event("playbook_on_task_start", 10, name="skipped"),
+        event("runner_on_start", 10, host="localhost"),
+        event("playbook_on_play_start", 10, name="Engine"),
         event("playbook_on_stats", 10),
     ]:
         after = reduce(progress, each)
-        lines += plain_lines(progress, after, each)
+        lines += plain_lines(progress, after)
         progress = after
     assert lines == [
         "   0:00  ── Foundation",
@@ -275,6 +282,13 @@ def test_a_bad_end_names_host_task_place_cause_and_advice() -> None:
     ]
 
 
+def test_failures_are_sorted_by_host_and_equal_advice_is_joined() -> None:
+    text = ended("failed", *(Failure(host, "t", None, ("Connection refused",), True) for host in ("pi3", "pi1", "pi2")))
+    assert [line for line in text.splitlines() if line.startswith("✗")] == ["✗ pi1: t", "✗ pi2: t", "✗ pi3: t"]
+    assert text.count("does not answer on ssh") == 1
+    assert "Each of pi1, pi2 and pi3 does not answer on ssh." in text
+
+
 def test_an_end_without_a_task_says_what_ansible_said() -> None:
     lines = ended("failed", output=("[WARNING]: w", "[ERROR]: the playbook is odd")).splitlines()
     assert lines[:2] == ["✗ site.yml did not run", "  the playbook is odd"]
@@ -304,6 +318,10 @@ def test_every_command_has_help(bramble: Run) -> None:
         (["lab", "break", "pi1", "--how", "burn"], "burn"),
         (["lab", "break", "pi1"], "--how"),
         (["lab", "up", "--nodes", "0"], "--nodes"),
+        (["demo", "--nodes", "1"], "--nodes"),
+        (["demo", "--nodes", "13"], "--nodes"),
+        (["up", "--tags", "phase1,fase2"], "site.yml has no tag 'fase2'; it has phase1, os_base"),
+        (["up", "--tags", ""], "site.yml has no tag ''"),
         (["ask"], "Missing argument"),
     ],
 )
@@ -313,6 +331,66 @@ def test_bad_input_is_refused_with_one_message(bramble: Run, project: Path, argu
     assert message in err
     assert "Traceback" not in err
     assert out == ""
+
+
+def test_a_bad_name_of_a_lab_is_refused_before_the_demo_begins(bramble: Run, project: Path) -> None:
+    code, out, err = bramble("demo", "--name", "Lab")
+    assert (code, out) == (2, "")
+    assert err.startswith("bramble: A lab is named")
+
+
+def test_version(bramble: Run) -> None:
+    code, out, _ = bramble("--version")
+    assert code == 0
+    assert re.fullmatch(r"bramble \d+\.\d+\.\d+\n", out)
+
+
+def test_the_tags_that_up_takes_are_those_of_the_site() -> None:
+    listed = subprocess.run(
+        [Path(sys.executable).parent / "ansible-playbook", "-i", ",", "--list-tags", "site.yml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found = {tag for tags in re.findall(r"TAGS: \[(.*)\]", listed) for tag in re.split(r", ?", tags) if tag}
+    assert set(cli.TAGS) == found - {"always"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lab", "inventory/lab has no hosts.yml: boot the lab first with `make lab-up`."),
+        ("lab-two", "inventory/lab-two has no hosts.yml: boot the lab first with `make lab-up LAB=lab-two`."),
+        ("mine", "inventory/mine has no hosts.yml: write one, or name another inventory with -i."),
+    ],
+)
+@pytest.mark.parametrize("command", ["up", "status", "ask x"])
+def test_an_inventory_without_hosts_is_refused(
+    bramble: Run, project: Path, command: str, name: str, message: str
+) -> None:
+    (project / "inventory" / name / "group_vars").mkdir(parents=True)
+    assert bramble(*command.split(), "-i", f"inventory/{name}") == (2, "", f"bramble: {message}\n")
+
+
+@pytest.mark.parametrize("command", ["status", "ask x"])
+@pytest.mark.parametrize("file", ["hosts.yml", "group_vars/all/site.yml"])
+def test_an_inventory_that_is_not_filled_in_is_looked_up_nowhere(
+    bramble: Run, project: Path, file: str, command: str
+) -> None:
+    inventory(project)
+    path = project / "inventory/pi" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("# Replace every CHANGE_ME.\ncluster: {vars: {ansible_user: CHANGE_ME}}\n")
+    message = f"inventory/pi/{file} still has CHANGE_ME: run `ansible-playbook playbooks/validate.yml`."
+    assert bramble(*command.split()) == (2, "", f"bramble: {message}\n")
+
+
+def test_a_placeholder_in_a_comment_is_none(project: Path) -> None:
+    inventory(project)
+    path = project / "inventory/pi/hosts.yml"
+    path.write_text("# Replace every CHANGE_ME.\nall: {} # no CHANGE_ME\n")
+    cli.refuse_placeholders(project, "inventory/pi")
 
 
 def test_outside_a_checkout(bramble: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,6 +521,28 @@ def test_ask_says_what_the_gateway_says(bramble: Run) -> None:
         code, out, err = bramble("ask", "--url", f"http://127.0.0.1:{port}/", "--model", "m", "x")
     assert (code, out) == (1, "")
     assert err == f"bramble: The gateway http://127.0.0.1:{port} reports: no backend is up\n"
+
+
+def test_a_question_may_come_in_several_words(bramble: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(cli, "ask_gateway", lambda _url, prompt, **_: asked.append(prompt))
+    code, _, err = bramble("ask", "--url", URL, "what", "is a", "bramble?", "--max-tokens", "3")
+    assert code == 0, err
+    assert asked == ["what is a bramble?"]
+
+
+def test_a_gateway_that_does_not_answer_is_looked_for_where_it_was_named(bramble: Run, project: Path) -> None:
+    inventory(project)  # Its gateway is at port 9, where nobody listens.
+    code, _, err = bramble("ask", "x")
+    assert (code, err.splitlines()[-1].partition("). ")[2]) == (1, "`bramble status` tells why.")
+    code, _, err = bramble("ask", "x", "-i", "inventory/pi/hosts.yml")
+    assert (code, err.splitlines()[-1].partition("). ")[2]) == (
+        1,
+        "`bramble status -i inventory/pi/hosts.yml` tells why.",
+    )
+    code, _, err = bramble("ask", "x", "--url", "http://127.0.0.1:9")
+    assert (code, err.partition("). ")[2].startswith("Is the URL right")) == (1, True)
+    assert "bramble status" not in err
 
 
 def test_the_curl_line_is_one_command_for_a_shell() -> None:

@@ -148,6 +148,8 @@ def roles(tmp_path: Path) -> Path:
 def test_magic_variables_and_roles_internals_are_no_problems(roles: Path) -> None:
     variables = Templated(
         ansible_host="192.0.2.11",
+        ansible_user="pi",
+        ansible_check_mode=False,
         ansible_become_method=RuntimeError("is not even read"),
         ansible_facts={"x": 1},
         inventory_hostname="pi1",
@@ -160,7 +162,9 @@ def test_magic_variables_and_roles_internals_are_no_problems(roles: Path) -> Non
 
 
 def test_a_value_that_cannot_be_templated_is_a_line(roles: Path) -> None:
-    variables = Templated(ansible_host="192.0.2.11", gateway_port=ValueError("'x' is undefined\nand more."))
+    variables = Templated(
+        ansible_host="192.0.2.11", ansible_user="pi", gateway_port=ValueError("'x' is undefined\nand more.")
+    )
     (line,) = FILTERS["inventory_problems"]({"pi1": variables}, GROUPS, [str(roles)])
     assert line.startswith("pi1: gateway_port cannot be evaluated: 'x' is undefined; ")
 
@@ -170,7 +174,7 @@ def test_the_causes_of_an_error_are_told_once(roles: Path) -> None:
     outer.__cause__, inner.__cause__ = inner, OSError("disk on fire")
     marker = RuntimeError("A captured exception marker was tripped.")
     marker.__cause__ = outer
-    variables = Templated(ansible_host="192.0.2.11", gateway_port=marker)
+    variables = Templated(ansible_host="192.0.2.11", ansible_user="pi", gateway_port=marker)
     (line,) = FILTERS["inventory_problems"]({"pi1": variables}, GROUPS, [str(roles)])
     assert "cannot be evaluated: lookup failed: no such file: disk on fire; correct" in line
 
@@ -180,11 +184,55 @@ def test_specs_that_cannot_be_read_are_a_line(roles: Path, text: str) -> None:
     file = roles / "broken/meta/argument_specs.yml"
     file.parent.mkdir(parents=True)
     file.write_text(text)
-    hostvars = {"pi1": {"ansible_host": "192.0.2.11"}}
+    hostvars = {"pi1": {"ansible_host": "192.0.2.11", "ansible_user": "pi"}}
     (line,) = FILTERS["inventory_problems"](hostvars, GROUPS, [str(roles)])
     assert line.startswith(f"{file}: holds no argument_specs.main that can be read: ")
 
 
 def test_a_path_without_roles_is_a_line(tmp_path: Path) -> None:
-    lines = FILTERS["inventory_problems"]({"pi1": {"ansible_host": "192.0.2.11"}}, GROUPS, [str(tmp_path)])
+    lines = FILTERS["inventory_problems"]({"pi1": NODE}, GROUPS, [str(tmp_path)])
     assert lines[0] == f"{tmp_path}: no roles found: run from a checkout, with its ansible.cfg"
+
+
+NODE = {"ansible_host": "192.0.2.11", "ansible_user": "pi"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("ansible_usr", "ansible_user"),
+        ("ansible_ssh_private_key_fil", "ansible_ssh_private_key_file"),
+        ("ansible_becom_password", "ansible_become_password"),
+        ("ansible_python_interpeter", "ansible_python_interpreter"),
+        ("ansible_remote_tpm", "ansible_remote_tmp"),
+    ],
+)
+def test_a_misspelt_variable_of_ansible_is_a_line(roles: Path, wrong: str, right: str) -> None:
+    assert FILTERS["inventory_problems"]({"pi1": {**NODE, right: "x"}}, GROUPS, str(roles)) == []
+    (line,) = FILTERS["inventory_problems"]({"pi1": {**NODE, wrong: "x"}}, GROUPS, str(roles))
+    assert line == f"pi1: {wrong} is not a variable that Ansible knows: did you mean {right}?"
+
+
+def test_files_for_hosts_and_groups_that_are_not_there_are_lines(roles: Path, tmp_path: Path) -> None:
+    sources = tmp_path / "inventory"
+    wrong = ["group_vars/gatewy.yml", "host_vars/qq9", "host_vars/qq9.yml"]
+    right = ["hosts.yml", "group_vars/all/x.yml", "group_vars/gateway.yaml", "host_vars/pi1.yml", "host_vars/.kept"]
+    for name in (*wrong, *right, "host_vars/notes.md", "host_vars/zz9.yml.orig"):
+        (sources / name).parent.mkdir(parents=True, exist_ok=True)
+        (sources / name).touch()
+    (sources / "group_vars/zzz").mkdir()
+    for source in (sources, sources / "hosts.yml"):
+        lines = FILTERS["inventory_problems"]({"pi1": NODE}, GROUPS, str(roles), [str(source), "a,b"])
+        named = sorted(line.split(": ")[0].removeprefix(f"{sources}/") for line in lines)
+        assert named == sorted([*wrong, "group_vars/zzz/"])
+
+
+def test_a_catalogue_entry_is_the_hosts_own_or_the_roles() -> None:
+    own = {"mine": {"layers": 3}}
+    hostvars = {"pi1": {"model_store_catalogue": own, "model_store_path": "/m"}, "pi2": {}}
+    assert FILTERS["catalogue_entry"](hostvars, "pi1", "mine") == {"layers": 3, "name": "mine", "path": "/m/mine.gguf"}
+    assert FILTERS["catalogue_entry"](hostvars, "pi1", "qwen2.5-3b-instruct-q4_k_m")["layers"] == 36
+    with pytest.raises(
+        AnsibleFilterError, match=r"'mine' is not in the catalogue of pi2 .*add it to model_store_catalogue"
+    ):
+        FILTERS["catalogue_entry"](hostvars, "pi2", "mine")

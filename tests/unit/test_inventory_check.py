@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from ansible.module_utils.bramble.inventory_check import MAX_RPC_WORKERS, Unresolved, problems
+from ansible.module_utils.bramble.inventory_check import MAX_RPC_WORKERS, Unresolved, problems, unused_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,10 @@ SPECS: dict[str, dict[str, Any]] = {
         "gateway_title": {"type": "str"},
     },
     "llama_cpp": {"llama_cpp_source": {"type": "str", "choices": ["git", "sdist"], "default": "git"}},
-    "llama_server": {"llama_server_port": {"type": "int", "default": 8080}},
+    "llama_server": {
+        "llama_server_model": {"type": "str", "default": "small"},
+        "llama_server_port": {"type": "int", "default": 8080},
+    },
     "model_store": {
         "model_store_models": {
             "type": "list",
@@ -38,12 +41,18 @@ SPECS: dict[str, dict[str, Any]] = {
     },
     "os_base": {"os_base_tuning": {"type": "raw"}},
     "rpc_head": {
+        "rpc_head_model": {"type": "str", "default": "large"},
         "rpc_head_port": {"type": "int", "default": 8081},
         "rpc_head_layers": {"type": "dict", "default": {}},
         "rpc_head_slots": {"type": "int", "default": 2},
     },
     "rpc_worker": {"rpc_worker_port": {"type": "int", "default": 50052}},
 }
+
+SHA256 = "0123456789abcdef" * 4
+ENTRY = {"url": "https://models.example/m.gguf", "sha256": SHA256, "bytes": 1}
+CATALOGUE: dict[str, Any] = {"large": {**ENTRY, "layers": 20}, "small": ENTRY}
+CONNECTION = ("ansible_host", "ansible_port", "ansible_ssh_private_key_file", "ansible_ssh_user", "ansible_user")
 
 ALL_LAYERS = {"pi1": 4, "pi2": 8, "pi3": 8}
 
@@ -73,20 +82,24 @@ class Inventory:
             host.update(copy.deepcopy(variables))
 
     def problems(self) -> list[str]:
-        found: list[str] = problems(self.hosts, self.groups, SPECS)
+        found: list[str] = problems(self.hosts, self.groups, SPECS, catalogue=CATALOGUE, connection=CONNECTION)
         return found
 
 
 def test_a_right_inventory_has_no_problems() -> None:
     inventory = Inventory()
     inventory.everywhere(
-        gateway_clients=["192.0.2.0/24"],
+        ansible_python_interpreter="/usr/bin/python3",  # not in CONNECTION, and like none of them
+        gateway_clients=["192.0.2.0/24", "192.0.2.7", "0.0.0.0/0"],
         gateway_open=True,
         gateway_timeout=30,  # a whole number is a number
         gateway_title=None,  # empty is "not set" where nothing is the default
         llama_cpp_source="sdist",
         model_store_models=[{"name": "a", "size": 1, "source": {"path": "/a"}}],
-        model_store_catalogue={"any": {"thing": 1}},
+        model_store_catalogue={
+            "my-model": {**ENTRY, "family": "llama", "layers": 1, "quantization": "Q8_0", "context": None},
+            "other_1.5": {"file": "/m.gguf", "sha256": SHA256, "bytes": 2},
+        },
         os_base_tuning=[1, "two", {}],
         rpc_head_layers=ALL_LAYERS,
         vault_token="secret",
@@ -116,8 +129,8 @@ VALUES: list[tuple[str, Any, str]] = [
     ("gateway_timeout", False, "gateway_timeout is false, not a number"),
     ("gateway_title", 5, "gateway_title is the number 5, not text: put it in quotes"),
     ("gateway_clients", "192.0.2.1", 'gateway_clients is the text "192.0.2.1", not a list'),
-    ("gateway_clients", ["a", 5], "gateway_clients[1] is the number 5, not text"),
-    ("gateway_clients", ["a", None], "gateway_clients[1] is empty"),
+    ("gateway_clients", ["192.0.2.1", 5], "gateway_clients[1] is the number 5, not text"),
+    ("gateway_clients", ["192.0.2.1", None], "gateway_clients[1] is empty"),
     ("gateway_port", 0, "gateway_port is 0, which is no TCP port: choose one from 1 to 65535"),
     ("gateway_port", 65536, "gateway_port is 65536, which is no TCP port"),
     (
@@ -125,6 +138,20 @@ VALUES: list[tuple[str, Any, str]] = [
         "gti",
         'llama_cpp_source is the text "gti", which is not one of git, sdist: did you mean git?',
     ),
+    ("gateway_clients", ["192.0.2.1", "192.0.2.0/33"], 'gateway_clients[1] is the text "192.0.2.0/33", not an IPv4'),
+    ("gateway_clients", ["laptop.local"], "not an IPv4 address or network: write one, such as 192.168.1.5"),
+    ("gateway_clients", ["fd00::/8"], "not an IPv4 address or network"),
+    ("gateway_clients", ["192.0.2.0/255.255.255.0"], "not an IPv4 address or network"),
+    ("gateway_clients", ["192.0.2.0/"], "not an IPv4 address or network"),
+    ("gateway_clients", [""], "not an IPv4 address or network"),
+    ("rpc_head_slots", 0, "rpc_head_slots is 0, which is too small: write 1 or more"),
+    ("rpc_head_slots", -5, "rpc_head_slots is -5, which is too small"),
+    ("gateway_timeout", -1.5, "gateway_timeout is -1.5, which is too small"),
+    ("ansible_usr", None, "ansible_usr is not a variable that Ansible knows: did you mean ansible_user?"),
+    ("ansible_ssh_private_key_fil", None, "did you mean ansible_ssh_private_key_file?"),
+    ("ansible_user", 5, "ansible_user is the number 5, not the name of a user: put it in quotes"),
+    ("ansible_user", "", "ansible_user is missing: write the user that ssh logs in as"),
+    ("ansible_user", None, "ansible_user is missing"),
     ("llama_cpp_source", "zip", "which is not one of git, sdist: choose one of these"),
     ("model_store_catalogue", ["a"], "model_store_catalogue is a list, not a mapping"),
     ("model_store_models", [{"name": "a"}, {"size": 1}], "model_store_models[1] lacks name: add it"),
@@ -140,6 +167,32 @@ VALUES: list[tuple[str, Any, str]] = [
     ),
     ("model_store_models", [{"name": "a", "source": {"path": 5}}], "model_store_models[0].source.path is the number 5"),
     ("model_store_models", ["a"], 'model_store_models[0] is the text "a", not a mapping'),
+    *(
+        ("model_store_catalogue", {"m": {**ENTRY, **changes}}, f"model_store_catalogue.m{text}")
+        for changes, text in (
+            (
+                {"sha256": "zz"},
+                '.sha256 is the text "zz", not 64 hex digits in lower case: write what sha256sum prints',
+            ),
+            ({"sha256": SHA256.upper()}, ".sha256 is the text"),
+            ({"sha256": SHA256 + "0"}, ".sha256 is the text"),
+            ({"sha256": 5}, ".sha256 is the number 5, not text"),
+            ({"sha256": None}, ".sha256 is empty"),
+            ({"bytes": "1"}, '.bytes is the text "1", not a whole number'),
+            ({"bytes": 0}, ".bytes is 0, which is too small"),
+            ({"layers": 0}, ".layers is 0, which is too small"),
+            ({"context": -1}, ".context is -1, which is too small"),
+            ({"layer": 1}, ".layer is not known there: did you mean layers?"),
+            ({"url": None}, " lacks url or file: write url (where to download it), or file"),
+            ({"file": "/m.gguf"}, " has both url and file"),
+            ({"url": "models.example/m.gguf"}, '.url is the text "models.example/m.gguf", not a URL: write one that'),
+            ({"url": None, "file": "m.gguf"}, '.file is the text "m.gguf", not an absolute path'),
+        )
+    ),
+    ("model_store_catalogue", {"m": {"url": ENTRY["url"], "bytes": 1}}, "model_store_catalogue.m lacks sha256: add it"),
+    ("model_store_catalogue", {"m": {"url": ENTRY["url"], "sha256": SHA256}}, "model_store_catalogue.m lacks bytes"),
+    ("model_store_catalogue", {"m": None}, "model_store_catalogue.m is empty, not a mapping"),
+    ("model_store_catalogue", {"../m": ENTRY}, "model_store_catalogue.../m is no name of a file"),
     ("gateway_title", "CHANGE_ME", "gateway_title is still the placeholder CHANGE_ME: write your own value"),
     ("rpc_head_slots", "CHANGE_ME", "rpc_head_slots is still the placeholder CHANGE_ME"),
     ("gateway_clients", ["a", "x-CHANGE_ME"], "gateway_clients[1] is still the placeholder"),
@@ -201,7 +254,9 @@ def _variable(host: str, **variables: Any) -> Callable[[Inventory], None]:
 
 def _many_workers(inventory: Inventory) -> None:
     names = [f"w{n}" for n in range(MAX_RPC_WORKERS + 1)]
-    inventory.hosts.update({name: {"ansible_host": f"198.51.100.{n}"} for n, name in enumerate(names, start=1)})
+    inventory.hosts.update(
+        {name: {"ansible_host": f"198.51.100.{n}", "ansible_user": "pi"} for n, name in enumerate(names, start=1)}
+    )
     inventory.groups["cluster"] += names
     inventory.groups["rpc_worker"] = names
 
@@ -211,7 +266,7 @@ def _layers_for_a_bystander(inventory: Inventory) -> None:
     inventory.hosts["pi1"]["rpc_head_layers"] = ALL_LAYERS
 
 
-STRUCTURES: list[tuple[str, Callable[[Inventory], None], str]] = [
+STRUCTURES: list[tuple[str, Callable[[Inventory], object], str]] = [
     ("no address", lambda i: i.hosts["pi2"].pop("ansible_host"), "pi2: ansible_host is missing: write the node's IPv4"),
     ("empty address", _address("pi2", ""), "pi2: ansible_host is missing"),
     (
@@ -260,6 +315,53 @@ STRUCTURES: list[tuple[str, Callable[[Inventory], None], str]] = [
     ("no gateway", _group("gateway"), "group gateway: is empty, so nothing could be asked: put one host in it"),
     ("two gateways", _group("gateway", "pi1", "pi2"), "group gateway: holds pi1, pi2, but there is one address to ask"),
     ("too many workers", _many_workers, "group rpc_worker: holds 16 hosts, but llama.cpp takes 15: remove some"),
+    ("no user", lambda i: i.hosts["pi2"].pop("ansible_user"), "pi2: ansible_user is missing: write the user that ssh"),
+    (
+        "group of a role that has none",
+        _group("llama_service", "pi2"),
+        "group llama_service: is not known, so its hosts would get nothing: did you mean llama_server?",
+    ),
+    (
+        "group like none",
+        _group("zzz", "pi2"),
+        "group zzz: is not known, so its hosts would get nothing: "
+        "the groups are cluster, gateway, hailo, llama_server, rpc_head, rpc_worker",
+    ),
+    (
+        "in no group",
+        lambda i: i.hosts.update(pi9={"ansible_host": "192.0.2.19"}),
+        "pi9: is in no group, so it would get nothing: add it to cluster in hosts.yml, or remove it",
+    ),
+    (
+        "no such model",
+        _variable("pi1", rpc_head_model="zzz"),
+        'pi1: rpc_head_model is "zzz", which is not in the catalogue: there are large, small; add your own to ',
+    ),
+    (
+        "misspelt model",
+        _variable("pi1", rpc_head_model="larg"),
+        'pi1: rpc_head_model is "larg", which is not in the catalogue: did you mean large? add your own to model',
+    ),
+    (
+        "no such model on a node of its own",
+        lambda i: (_group("llama_server", "pi3")(i), _variable("pi3", llama_server_model="zzz")(i)),
+        'pi3: llama_server_model is "zzz", which is not in the catalogue',
+    ),
+    (
+        "model of unknown layers",
+        _variable("pi1", rpc_head_model="small"),
+        "pi1: model_store_catalogue.small lacks layers",
+    ),
+    (
+        "too many layers",
+        _variable("pi1", rpc_head_layers=ALL_LAYERS | {"pi1": 5}),
+        "pi1: rpc_head_layers are 21 together, but large has 20 layers: write numbers that sum to 20, or {}",
+    ),
+    (
+        "too few layers for the host's own entry",
+        _variable("pi1", rpc_head_layers=ALL_LAYERS, model_store_catalogue={"large": {**ENTRY, "layers": 30}}),
+        "pi1: rpc_head_layers are 20 together, but large has 30 layers",
+    ),
     (
         "set port",
         _variable("pi1", rpc_head_port=11434),
@@ -281,10 +383,10 @@ STRUCTURES: list[tuple[str, Callable[[Inventory], None], str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "line"), [case[1:] for case in STRUCTURES], ids=[case[0] for case in STRUCTURES])
-def test_a_wrong_structure_gives_its_line(spoil: Callable[[Inventory], None], line: str) -> None:
+def test_a_wrong_structure_gives_its_line(spoil: Callable[[Inventory], object], line: str) -> None:
     inventory = Inventory()
     if "pi4" in line:
-        inventory.hosts["pi4"] = {"ansible_host": "192.0.2.14"}
+        inventory.hosts["pi4"] = {"ansible_host": "192.0.2.14", "ansible_user": "pi"}
         inventory.groups["cluster"].append("pi4")
     spoil(inventory)
     found = inventory.problems()
@@ -298,7 +400,7 @@ def test_ports_clash_by_their_defaults(role: str) -> None:
     specs[role][f"{role}_port"]["default"] = specs["gateway"]["gateway_port"]["default"]
     inventory = Inventory()
     inventory.groups["llama_server"] = ["pi2"]
-    found = problems(inventory.hosts, inventory.groups, specs)
+    found = problems(inventory.hosts, inventory.groups, specs, catalogue=CATALOGUE)
     # The gateway is on pi1: only a service of the same host clashes.
     assert [line.split(":")[0] for line in found] == (["pi1"] if role == "rpc_head" else [])
 
@@ -307,6 +409,42 @@ def test_an_address_of_its_own_allows_a_name_for_ssh() -> None:
     inventory = Inventory()
     inventory.hosts["pi2"].update(ansible_host="pi2.example", cluster_network_address="192.0.2.12")
     assert inventory.problems() == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda i: i.hosts["pi2"].update(ansible_ssh_user=i.hosts["pi2"].pop("ansible_user")),
+        lambda i: (i.hosts["pi2"].pop("ansible_user"), i.hosts["pi2"].update(ansible_connection="local")),
+        lambda i: i.hosts.update(here={"ansible_host": "192.0.2.19", "ansible_connection": "local"}),
+        # Only who serves a model must have it.
+        _variable("pi2", rpc_head_model="zzz", llama_server_model="zzz"),
+        _variable("pi1", rpc_head_model="mine", model_store_catalogue={"mine": {**ENTRY, "layers": 3}}),
+    ],
+    ids=["ssh's own user", "local node", "local host of no group", "not served", "model of one's own"],
+)
+def test_a_right_structure_is_no_problem(spoil: Callable[[Inventory], object]) -> None:
+    inventory = Inventory()
+    spoil(inventory)
+    assert inventory.problems() == []
+
+
+def test_files_that_nothing_reads_are_lines() -> None:
+    inventory = Inventory()
+    files = [
+        ("host_vars", "pi1", "host_vars/pi1.yml"),
+        ("host_vars", "pi9", "host_vars/pi9.yml"),
+        ("host_vars", "gateway", "host_vars/gateway.yml"),
+        ("group_vars", "all", "group_vars/all/"),
+        ("group_vars", "gatewy", "group_vars/gatewy/"),
+    ]
+    assert unused_files(files, inventory.hosts, inventory.groups) == [
+        "host_vars/pi9.yml: there is no host pi9 in the inventory, so nothing would read it: did you mean pi3?",
+        "host_vars/gateway.yml: there is no host gateway in the inventory, so nothing would read it: "
+        "add the host to hosts.yml, or remove this",
+        "group_vars/gatewy/: there is no group gatewy in the inventory, so nothing would read it: "
+        "did you mean gateway?",
+    ]
 
 
 def test_all_problems_are_reported_at_once_and_named_by_the_widest_place() -> None:
@@ -328,7 +466,7 @@ def test_a_problem_starts_with_the_file_and_line_that_it_is_in() -> None:
     inventory = Inventory()
     inventory.everywhere(rpc_head_slots="4")
     places = {host: {"rpc_head_slots": "group_vars/all/rpc_head.yml:7"} for host in inventory.hosts}
-    (line,) = problems(inventory.hosts, inventory.groups, SPECS, places)
+    (line,) = problems(inventory.hosts, inventory.groups, SPECS, places, catalogue=CATALOGUE)
     assert line.startswith("group_vars/all/rpc_head.yml:7: all hosts: rpc_head_slots is")
 
 
@@ -336,7 +474,7 @@ def test_text_from_the_command_line_gets_its_reason() -> None:
     inventory = Inventory()
     inventory.everywhere(rpc_head_slots="4")
     places = {host: {"rpc_head_slots": "<CLI option '-e'>"} for host in inventory.hosts}
-    (line,) = problems(inventory.hosts, inventory.groups, SPECS, places)
+    (line,) = problems(inventory.hosts, inventory.groups, SPECS, places, catalogue=CATALOGUE)
     assert "-e '{\"name\": value}'" in line
 
 
@@ -346,7 +484,8 @@ json = st.recursive(
     max_leaves=8,
 )
 names = st.sampled_from(
-    [name for options in SPECS.values() for name in options] + ["ansible_host", "ansible_port", "x"]
+    [name for options in SPECS.values() for name in options]
+    + ["ansible_connection", "ansible_host", "ansible_port", "ansible_usr", "ansible_user", "x"]
 )
 
 
@@ -365,7 +504,7 @@ def test_no_value_ends_in_a_traceback(variables: dict[str, Any], host: str) -> N
 
 @patient
 @given(value=json)
-def test_a_number_is_right_exactly_if_it_is_a_whole_number(value: Any) -> None:
+def test_a_count_is_right_exactly_if_it_is_a_whole_number_from_1(value: Any) -> None:
     inventory = Inventory()
     inventory.hosts["pi1"]["rpc_head_slots"] = value
-    assert (inventory.problems() == []) == (type(value) is int)
+    assert (inventory.problems() == []) == (type(value) is int and value >= 1)

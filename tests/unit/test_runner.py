@@ -22,6 +22,7 @@ from bramble.runner import (
     RunnerError,
     RunResult,
     advise,
+    advise_output,
     cause,
     clock,
     descendants,
@@ -124,6 +125,12 @@ def test_an_ignored_failure_is_none() -> None:
     progress = after([PLAY, TASK, *RUNNING, ignored])
     assert progress.failures == ()
     assert progress.hosts["a"] == Host("ok", ok=1)
+
+
+def test_a_play_begins_when_a_host_starts_one_of_its_tasks() -> None:
+    announced = after([PLAY, TASK])
+    begun = after([RUNNING[0]], announced)
+    assert (announced.begun, begun.begun) == (frozenset(), {"First"})
 
 
 def test_stats() -> None:
@@ -229,14 +236,27 @@ def failure(messages: str | Sequence[str], *, unreachable: bool = False) -> Fail
     ],
 )
 def test_advice_for_known_causes(message: str, unreachable: bool, word: str) -> None:
-    advice = advise(failure(message, unreachable=unreachable))
-    assert advice is not None
+    (advice,) = advise([failure(message, unreachable=unreachable)])
     assert word in advice
     assert "{" not in advice
 
 
 def test_no_advice_for_unknown_causes() -> None:
-    assert advise(failure("the moon is full")) is None
+    assert advise([failure("the moon is full")]) == ()
+
+
+def test_equal_advice_is_given_once_for_all_its_hosts() -> None:
+    off = [Failure(host, "t", None, ("Connection refused",), unreachable=True) for host in ("pi1", "pi2", "pi1", "Pi3")]
+    full = [Failure(host, "t", None, ("No space left on device",)) for host in ("pi4", "pi5")]
+    first, second = advise([*off, *full])
+    assert first.startswith("Each of pi1, pi2 and Pi3 does not answer on ssh.")
+    assert second.startswith("The disk of each of pi4 and pi5 is full.")
+
+
+def test_advice_for_an_inventory_that_cannot_be_read() -> None:
+    (advice,) = advise_output(("Completely failed to parse inventory source /p/hosts.yml",))
+    assert "ansible-inventory" in advice
+    assert advise_output(("something else",)) == ()
 
 
 def test_root_failures_leave_out_what_was_rescued_and_what_was_allowed() -> None:

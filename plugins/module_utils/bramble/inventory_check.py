@@ -1,15 +1,16 @@
 """What is wrong with an inventory, found before anything connects to a node.
 
 The authority on variables is each role's `meta/argument_specs.yml`; nothing here repeats a variable's type or choices.
-What the specs cannot say, because it spans variables, hosts or groups, is written out below: addresses, ports, and who
-may be in which group together.
+What the specs cannot say, because it spans variables, hosts or groups, is written out below: addresses, ports, lower
+bounds, entries of the catalogue of models, and who may be in which group together.
 """
 
 from __future__ import annotations
 
 import difflib
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ from .nodes import node_address
 PLACEHOLDER = "CHANGE_ME"
 CLUSTER = "cluster"
 
-GROUPS_WITHOUT_ROLE = frozenset({CLUSTER, "hailo"})
-"""Groups that are right although no role has their name: all nodes, and those whose role is still to come."""
+GROUPS = (CLUSTER, "gateway", "hailo", "llama_server", "rpc_head", "rpc_worker")
+"""The groups that playbooks read. Other roles are applied to these, and have no group of their own."""
 
 BUILT_IN_GROUPS = frozenset({"all", "ungrouped"})
 
@@ -39,6 +40,8 @@ Options = Mapping[str, Any]
 """The `options` of a role's argument_specs: variable name → `{type, default, choices, elements, options, …}`."""
 Specs = Mapping[str, Options]
 """Role name → its options."""
+Catalogue = Mapping[str, Any]
+"""Model → its entry: `{url or file, sha256, bytes, …}`, as in roles/model_store/vars/catalogue.yml."""
 Places = Mapping[str, Mapping[str, str]]
 """Host name → variable → `file:line` where it is set, as far as known."""
 
@@ -59,10 +62,20 @@ class _Finding:
     place: str = ""
 
 
-def problems(hosts: Hosts, groups: Groups, specs: Specs, places: Places | None = None) -> list[str]:
+def problems(
+    hosts: Hosts,
+    groups: Groups,
+    specs: Specs,
+    places: Places | None = None,
+    *,
+    catalogue: Catalogue | None = None,
+    connection: Collection[str] = (),
+) -> list[str]:
     """All problems of an inventory, one line each: where, what is wrong, what to change. None: the empty list.
 
-    Pure. `hosts` holds the roles' variables and of Ansible's own `ansible_host`, `ansible_port` and `ansible_user`.
+    Pure. `hosts` holds the roles' variables and Ansible's own that somebody set: of `ansible_host`, `ansible_port`,
+    `ansible_user` and `ansible_connection` the value, of others the name only. `catalogue` is the role's own, to which
+    a host's `model_store_catalogue` adds; `connection` are the names of variables that Ansible itself knows.
     """
     if not hosts:
         return ["the inventory has no hosts: name the nodes in its hosts.yml, or pass the right directory with -i"]
@@ -72,9 +85,14 @@ def problems(hosts: Hosts, groups: Groups, specs: Specs, places: Places | None =
     for host, variables in hosts.items():
         for name, value in variables.items():
             place = places.get(host, {}).get(name, "")
-            for text in _variable(name, value, known, place):
+            for text in _variable(name, value, known, connection, place):
                 found.setdefault(_Finding(name, text, place), []).append(host)
-        for finding in (*_address(variables, places.get(host, {})), *_ports(host, variables, groups, specs)):
+        for finding in (
+            *_login(host, variables, groups, places.get(host, {})),
+            *_address(variables, places.get(host, {})),
+            *_ports(host, variables, groups, specs),
+            *_models(host, variables, groups, specs, catalogue or {}, places.get(host, {})),
+        ):
             found.setdefault(finding, []).append(host)
         layers = variables.get("rpc_head_layers")
         if isinstance(layers, Mapping):
@@ -82,7 +100,28 @@ def problems(hosts: Hosts, groups: Groups, specs: Specs, places: Places | None =
             for text in _layers(layers, hosts, groups):
                 found.setdefault(_Finding("rpc_head_layers", text, place), []).append(host)
     lines = [_line(finding, where, hosts, groups) for finding, where in found.items()]
-    return [*lines, *_duplicate_addresses(hosts, places), *_groups(groups, specs), *_topology(groups)]
+    return [
+        *lines,
+        *_duplicate_addresses(hosts, places),
+        *_groups(groups),
+        *_hosts_without_group(hosts, groups),
+        *_topology(groups),
+    ]
+
+
+def unused_files(files: Iterable[tuple[str, str, str]], hosts: Hosts, groups: Groups) -> list[str]:
+    """One line for each file that Ansible skips in silence, since there is no such host or group.
+
+    `files`: `(directory, name, path)`, such as `("host_vars", "pi9", "inventory/pi/host_vars/pi9.yml")`.
+    """
+    lines = []
+    for directory, name, path in files:
+        kind, names = ("host", hosts.keys()) if directory == "host_vars" else ("group", groups.keys() | BUILT_IN_GROUPS)
+        if name not in names:
+            close = _closest(name, names)
+            advice = f"did you mean {close}?" if close else f"add the {kind} to hosts.yml, or remove this"
+            lines.append(f"{path}: there is no {kind} {name} in the inventory, so nothing would read it: {advice}")
+    return lines
 
 
 def _line(finding: _Finding, where: Sequence[str], hosts: Hosts, groups: Groups) -> str:
@@ -112,7 +151,7 @@ def _closest(name: str, candidates: Iterable[str]) -> str | None:
 # One variable: its name, its value against its option.
 
 
-def _variable(name: str, value: object, known: Options, place: str) -> Iterator[str]:
+def _variable(name: str, value: object, known: Options, connection: Collection[str], place: str) -> Iterator[str]:
     if isinstance(value, Unresolved):
         yield f"{name} cannot be evaluated: {value.reason}; correct the expression, or write the value itself"
         return
@@ -120,7 +159,13 @@ def _variable(name: str, value: object, known: Options, place: str) -> Iterator[
     if left:
         yield from left
         return
-    if name.startswith(("ansible_", FREE_PREFIX)):
+    if name.startswith("ansible_"):
+        # Other names may belong to a plugin that is not known here: only what looks misspelt is told.
+        close = next(iter(difflib.get_close_matches(name, sorted(connection), n=1, cutoff=0.85)), None)
+        if close and name not in connection:
+            yield f"{name} is not a variable that Ansible knows: did you mean {close}?"
+        return
+    if name.startswith(FREE_PREFIX):
         return
     if name not in known:
         close = _closest(name, known)
@@ -129,7 +174,10 @@ def _variable(name: str, value: object, known: Options, place: str) -> Iterator[
         )
         yield f"{name} is not a variable of any role: {advice}"
         return
-    for text in _value(name, value, known[name]):
+    texts = list(_value(name, value, known[name]))
+    if not texts and name == "model_store_catalogue" and isinstance(value, Mapping):
+        texts = list(_catalogue(name, value))
+    for text in texts:
         on_command_line = place.startswith("<CLI") and isinstance(value, str)
         yield text + (
             " (-e name=value is always text; -e '{\"name\": value}' keeps the type)" if on_command_line else ""
@@ -175,6 +223,11 @@ _TYPES: Mapping[str, _Type] = {
 }
 
 
+# By convention the last word of a variable's name says what it counts or lists.
+_AT_LEAST_ONE = re.compile(r"([_.](context|layers|slots|threads|timeout)|[.](bytes|parameters))$")
+_SOURCES = re.compile(r"[_.](clients|sources)$")
+
+
 def _describe(value: object) -> str:
     if value is None:
         return "empty"
@@ -203,7 +256,13 @@ def _value(path: str, value: object, option: Mapping[str, Any]) -> Iterator[str]
     if isinstance(value, list):
         item_option = {**option, "type": option.get("elements", "raw"), "required": True}
         for index, item in enumerate(value):
-            yield from _value(f"{path}[{index}]", item, item_option)
+            texts = list(_value(f"{path}[{index}]", item, item_option))
+            if not texts and _SOURCES.search(path) and isinstance(item, str) and not _is_source(item):
+                texts = [
+                    f"{path}[{index}] is {_describe(item)}, not an IPv4 address or network: "
+                    "write one, such as 192.168.1.5 or 192.168.1.0/24"
+                ]
+            yield from texts
         return
     choices = option.get("choices")
     if choices and value not in choices:
@@ -214,6 +273,8 @@ def _value(path: str, value: object, option: Mapping[str, Any]) -> Iterator[str]
         )
     if path.endswith("_port") and isinstance(value, int) and not 1 <= value <= 65535:
         yield f"{path} is {value}, which is no TCP port: choose one from 1 to 65535"
+    if _AT_LEAST_ONE.search(path) and isinstance(value, int | float) and value < 1:
+        yield f"{path} is {value}, which is too small: write 1 or more"
     if isinstance(value, Mapping) and option.get("options"):
         yield from _mapping(path, value, option["options"])
 
@@ -231,7 +292,127 @@ def _mapping(path: str, value: Mapping[str, object], options: Options) -> Iterat
             yield f"{path} lacks {key}: add it"
 
 
-# Addresses and ports.
+# Models: the entries of a catalogue, and what a node serves.
+
+_ENTRY: Options = {
+    "url": {"type": "str"},
+    "file": {"type": "str"},
+    "sha256": {"type": "str", "required": True},
+    "bytes": {"type": "int", "required": True},
+    "family": {"type": "str"},
+    "layers": {"type": "int"},
+    "context": {"type": "int"},
+    "parameters": {"type": "int"},
+    "quantization": {"type": "str"},
+}
+# The same forms as in roles/model_store/tasks/validate.yml.
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_URL = re.compile(r"(https?|file)://.+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _catalogue(path: str, catalogue: Catalogue) -> Iterator[str]:
+    for model, entry in catalogue.items():
+        where = f"{path}.{model}"
+        if not _MODEL_NAME.fullmatch(model):
+            yield f"{where} is no name of a file: write letters, digits, dots, dashes and underscores only"
+        if not isinstance(entry, Mapping):
+            yield f"{where} is {_describe(entry)}, not a mapping: write url or file, sha256 and bytes below it"
+            continue
+        wrong = list(_mapping(where, entry, _ENTRY))
+        yield from wrong
+        if wrong:
+            continue
+        url, file = entry.get("url"), entry.get("file")
+        if (url is None) == (file is None):
+            has = "lacks url or file" if url is None else "has both url and file"
+            yield f"{where} {has}: write url (where to download it), or file (its path on the controller)"
+        if url is not None and not _URL.fullmatch(url):
+            yield f"{where}.url is {_describe(url)}, not a URL: write one that starts with https://, http:// or file://"
+        if file is not None and not file.startswith("/"):
+            yield f"{where}.file is {_describe(file)}, not an absolute path: write the path from / on the controller"
+        if not _SHA256.fullmatch(entry["sha256"]):
+            text = _describe(entry["sha256"])
+            yield f"{where}.sha256 is {text}, not 64 hex digits in lower case: write what sha256sum prints for the file"
+
+
+def _models(
+    host: str,
+    variables: Mapping[str, object],
+    groups: Groups,
+    specs: Specs,
+    catalogue: Catalogue,
+    places: Mapping[str, str],
+) -> Iterator[_Finding]:
+    """What a node serves must be in its catalogue, and a split model's layers must all be on some node.
+
+    By convention a role that serves a model takes its name from `<role>_model`.
+    """
+    own = variables.get("model_store_catalogue", {})
+    if not isinstance(own, Mapping):
+        return  # said already
+    models = {**catalogue, **own}
+    for role in ("rpc_head", "llama_server"):
+        name = f"{role}_model"
+        model = variables.get(name, specs.get(role, {}).get(name, {}).get("default"))
+        if host not in groups.get(role, ()) or not isinstance(model, str) or PLACEHOLDER in model:
+            continue
+        if model not in models:
+            close = _closest(model, models)
+            offer = f"did you mean {close}?" if close else f"there are {_join(sorted(models)) or 'none'};"
+            text = f'{name} is "{model}", which is not in the catalogue: {offer} add your own to model_store_catalogue'
+            yield _Finding(name, text, places.get(name, ""))
+        elif role == "rpc_head":
+            yield from _all_layers(model, models[model], variables.get("rpc_head_layers"), groups, places)
+
+
+def _all_layers(
+    model: str, entry: object, layers: object, groups: Groups, places: Mapping[str, str]
+) -> Iterator[_Finding]:
+    if not isinstance(entry, Mapping):
+        return  # said already
+    total = entry.get("layers")
+    if total is None:
+        text = (
+            f"model_store_catalogue.{model} lacks layers, which tell how to split it: add the number that the model has"
+        )
+        yield _Finding("model_store_catalogue", text, places.get("model_store_catalogue", ""))
+        return
+    taking_part = {*groups.get("rpc_head", ()), *groups.get("rpc_worker", ())}
+    if not isinstance(layers, Mapping) or not layers or set(layers) != taking_part or not _is_int(total):
+        return  # as even as it goes, or said already
+    counts = [count for count in layers.values() if isinstance(count, int) and _is_int(count) and count >= 1]
+    if len(counts) == len(layers) and sum(counts) != total:
+        text = (
+            f"rpc_head_layers are {sum(counts)} together, but {model} has {total} layers: "
+            f"write numbers that sum to {total}, or {{}} for an even split"
+        )
+        yield _Finding("rpc_head_layers", text, places.get("rpc_head_layers", ""))
+
+
+# Logging in, addresses and ports.
+
+
+def _login(host: str, variables: Mapping[str, object], groups: Groups, places: Mapping[str, str]) -> Iterator[_Finding]:
+    if host not in groups.get(CLUSTER, ()) or variables.get("ansible_connection") == "local":
+        return
+    name = "ansible_ssh_user" if "ansible_ssh_user" in variables else "ansible_user"
+    if name not in variables or variables[name] in (None, ""):
+        text = "ansible_user is missing: write the user that ssh logs in as, made when the SD card was written"
+        yield _Finding("ansible_user", text, places.get(name, ""))
+    elif not isinstance(variables[name], str | Unresolved):
+        text = f"{name} is {_describe(variables[name])}, not the name of a user: put it in quotes"
+        yield _Finding(name, text, places.get(name, ""))
+
+
+def _is_source(text: str) -> bool:
+    """Whether a firewall rule can take it: an IPv4 address, or a network with the length of its prefix."""
+    _, slash, prefix = text.partition("/")
+    try:
+        ipaddress.IPv4Network(text, strict=False)
+    except ValueError:
+        return False
+    return not slash or (prefix.isascii() and prefix.isdigit())
 
 
 def _address(variables: Mapping[str, object], places: Mapping[str, str]) -> Iterator[_Finding]:
@@ -294,20 +475,26 @@ def _ports(host: str, variables: Mapping[str, object], groups: Groups, specs: Sp
 # Groups: who may be where together.
 
 
-def _groups(groups: Groups, specs: Specs) -> Iterator[str]:
-    known = GROUPS_WITHOUT_ROLE | specs.keys()
+def _groups(groups: Groups) -> Iterator[str]:
     members = set(groups.get(CLUSTER, ()))
     for group, names in groups.items():
         if group in BUILT_IN_GROUPS or group == CLUSTER:
             continue
-        if group not in known:
-            close = _closest(group, known)
-            advice = f"did you mean {close}?" if close else f"the groups are {_join(sorted(known))}"
+        if group not in GROUPS:
+            close = _closest(group, GROUPS)
+            advice = f"did you mean {close}?" if close else f"the groups are {_join(GROUPS)}"
             yield f"group {group}: is not known, so its hosts would get nothing: {advice}"
             continue
         outside = [name for name in names if name not in members]
         if outside:
             yield f"group {group}: {_join(outside)} not in group {CLUSTER}: add to {CLUSTER}, or remove here"
+
+
+def _hosts_without_group(hosts: Hosts, groups: Groups) -> Iterator[str]:
+    grouped = {name for group, names in groups.items() if group not in BUILT_IN_GROUPS for name in names}
+    for host, variables in hosts.items():
+        if host not in grouped and variables.get("ansible_connection") != "local":
+            yield f"{host}: is in no group, so it would get nothing: add it to {CLUSTER} in hosts.yml, or remove it"
 
 
 def _topology(groups: Groups) -> Iterator[str]:

@@ -7,6 +7,7 @@ error, no project, no inventory), 130 interrupted.
 from __future__ import annotations
 
 import getpass
+import importlib.metadata
 import json
 import os
 import re
@@ -37,6 +38,14 @@ COMMAND = ".venv/bin/bramble"
 DEMO_MODEL = Path(".bramble/models/bramble-synth.gguf")
 DEMO_QUESTION = "Which three fruits grow on brambles?"
 DEMO_TOKENS = 64
+DEMO_LAYERS = 12
+
+# The tags of site.yml. Ansible ends well on any other, with nothing done.
+TAGS = (
+    *("phase1", "os_base", "ssh_access", "cluster_network", "llama_cpp", "llama_server"),
+    *("phase2", "rpc_worker", "rpc_head", "phase3", "gateway"),
+)
+PLACEHOLDER = re.compile(r"^[^#\n]*\bCHANGE_ME\b", re.MULTILINE)  # In a value, not in a comment.
 
 app = typer.Typer(
     name="bramble",
@@ -72,6 +81,8 @@ Inventory = Annotated[
 ]
 LabName = Annotated[str, typer.Option("--name", help="The lab: `lab`, or `lab-` and a word.")]
 LabNodes = Annotated[int, typer.Option("--nodes", min=1, max=64, help="How many nodes.")]
+# A head needs a worker, and each node holds a layer of the stand-in model.
+DemoNodes = Annotated[int, typer.Option("--nodes", min=2, max=DEMO_LAYERS, help="How many nodes.")]
 AskBecomePass = Annotated[bool, typer.Option("--ask-become-pass", "-K", help="Ask for the password that sudo wants.")]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="More detail in the log.")]
 
@@ -81,7 +92,7 @@ DEFAULT_INVENTORY = "inventory/pi"
 def main() -> None:
     """The entry point."""
     try:
-        app()
+        app(prog_name="bramble")
     except CliError as error:
         print(f"bramble: {error}", file=sys.stderr)
         sys.exit(error.code)
@@ -93,16 +104,34 @@ def main() -> None:
 # --- Commands
 
 
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bramble {importlib.metadata.version('bramble')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """One LLM service out of a shelf of Raspberry Pis."""
+
+
 @app.command()
 def up(
     inventory: Inventory = DEFAULT_INVENTORY,
     limit: Annotated[str | None, typer.Option("--limit", help="Only these hosts.")] = None,
-    tags: Annotated[str | None, typer.Option("--tags", help="Only tasks with one of these tags.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Predict; change nothing.")] = False,
+    tags: Annotated[
+        str | None, typer.Option("--tags", help=f"Only tasks with one of these tags: {', '.join(TAGS)}.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Predict; change nothing but apt's lists.")] = False,
     ask_become_pass: AskBecomePass = False,
     verbose: Verbose = 0,
 ) -> None:
     """Make the nodes what the inventory says: runs site.yml."""
+    check_tags(tags)
     root = find_root()
     passwords = become_passwords("The nodes want a password for sudo.") if ask_become_pass else None
     play(
@@ -141,17 +170,19 @@ def status(
 
 @app.command()
 def ask(
-    prompt: Annotated[str, typer.Argument(help="The question.")],
+    prompt: Annotated[list[str], typer.Argument(help="The question, in one word or several.")],
     inventory: Inventory = DEFAULT_INVENTORY,
     url: Annotated[str | None, typer.Option("--url", help="The gateway, if not the inventory's.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="The model, if not the gateway's first.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Stop after so many tokens.")] = None,
 ) -> None:
     """Ask the cluster a question. The answer streams to standard output, its speed to standard error."""
+    advice = "Is the URL right, and is this machine among its gateway_clients?"
     if url is None:
         root = find_root()
         url = gateway_url(root, inventory_path(root, inventory))
-    ask_gateway(url.rstrip("/"), prompt, model=model, max_tokens=max_tokens)
+        advice = status_advice(inventory)
+    ask_gateway(url.rstrip("/"), " ".join(prompt), model=model, max_tokens=max_tokens, advice=advice)
 
 
 @lab_app.command("up")
@@ -213,8 +244,9 @@ def model_synth(
 
 
 @app.command()
-def demo(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> None:
+def demo(name: LabName = "lab", nodes: DemoNodes = 3, verbose: Verbose = 0) -> None:
     """The whole of it on this machine: boot a lab, set it up, ask it a question."""
+    check_lab_name(name)
     root = find_root()
     inventory = f"inventory/{name}"
     heading(f"1/5  Boot the lab: {nodes} nodes")
@@ -227,7 +259,7 @@ def demo(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> No
             root / DEMO_MODEL,
             name="bramble-synth",
             size="60M",
-            layers=12,
+            layers=DEMO_LAYERS,
             quantization="Q8_0",
             context=4096,
             seed=0,
@@ -242,7 +274,13 @@ def demo(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> No
     if gateway is None:
         raise CliError("The inventory has no host in the group gateway: there is nobody to ask.")
     heading(f"5/5  Ask: {DEMO_QUESTION}")
-    model = ask_gateway(gateway, DEMO_QUESTION, model=report["model"]["name"], max_tokens=DEMO_TOKENS)
+    model = ask_gateway(
+        gateway,
+        DEMO_QUESTION,
+        model=report["model"]["name"],
+        max_tokens=DEMO_TOKENS,
+        advice=status_advice(inventory),
+    )
     split = ", ".join(f"{node} {layers}" for node, layers in report["model"]["layers"].items()) or "not told"
     print(f"\nGateway:          {gateway}\nLayers per node:  {split}\n\nAsk it yourself:\n")
     print(f"  {curl_line(gateway, model)}\n  {COMMAND} ask -i {inventory} 'Hello'\n")
@@ -281,13 +319,59 @@ def inventory_path(root: Path, inventory: str) -> str:
     if inventory.endswith(","):
         return inventory
     path = Path(inventory).absolute()
-    if path.exists():
-        return str(path)
-    if (root / inventory).exists():
-        return inventory
-    raise CliError(
-        f"The inventory {inventory} does not exist. Name one with -i, or make a lab with `bramble lab up`.", 2
-    )
+    if not path.exists():
+        path = root / inventory
+    if not path.exists():
+        raise CliError(
+            f"The inventory {inventory} does not exist. Name one with -i, or make a lab with `bramble lab up`.", 2
+        )
+    try:
+        names = [each.name for each in path.iterdir()] if path.is_dir() else None
+    except OSError as error:
+        raise CliError(f"The inventory {inventory} cannot be read: {error.strerror}.", 2) from error
+    if names is not None and all(name in ("group_vars", "host_vars") or name.startswith(".") for name in names):
+        lab = path.name if path.parent == root / "inventory" and LAB_NAME.fullmatch(path.name) else None
+        boot = f"make lab-up{'' if lab == 'lab' else f' LAB={lab}'}"
+        raise CliError(
+            f"{inventory} has no hosts.yml: "
+            + (f"boot the lab first with `{boot}`." if lab else "write one, or name another inventory with -i."),
+            2,
+        )
+    return str(path)
+
+
+def refuse_placeholders(root: Path, inventory: str) -> None:
+    """End the command if the inventory is not filled in: its CHANGE_ME would be looked up as a host's name.
+
+    Raises:
+        CliError: a file of the inventory has a placeholder (exit code 2).
+    """
+    path = root / inventory
+    for file in [path] if path.is_file() else sorted(path.rglob("*.yml")):
+        try:
+            text = file.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue  # Ansible says it better.
+        if PLACEHOLDER.search(text):
+            shown = file.relative_to(root) if file.is_relative_to(root) else file
+            raise CliError(f"{shown} still has CHANGE_ME: run `ansible-playbook playbooks/validate.yml`.", 2)
+
+
+def check_tags(tags: str | None) -> None:
+    """Refuse a tag that site.yml does not have."""
+    unknown = [tag for tag in (tags or "").split(",") if tags is not None and tag.strip() not in TAGS]
+    if unknown:
+        raise CliError(f"site.yml has no tag {', '.join(map(repr, unknown))}; it has {', '.join(TAGS)}.", 2)
+
+
+def check_lab_name(name: str) -> None:
+    if not LAB_NAME.fullmatch(name):
+        raise CliError(f"A lab is named `lab`, or `lab-` and up to 16 small letters or digits, not {name!r}.", 2)
+
+
+def status_advice(inventory: str) -> str:
+    """Where to look if the inventory's gateway does not answer."""
+    return f"`bramble status{'' if inventory == DEFAULT_INVENTORY else f' -i {shlex.quote(inventory)}'}` tells why."
 
 
 def play(
@@ -329,8 +413,7 @@ def play(
 
 def play_lab(playbook: str, name: str, extra_vars: Mapping[str, object], *, verbosity: int) -> None:
     """Run one of the lab's playbooks on this machine."""
-    if not LAB_NAME.fullmatch(name):
-        raise CliError(f"A lab is named `lab`, or `lab-` and up to 16 small letters or digits, not {name!r}.", 2)
+    check_lab_name(name)
     root = find_root()
     play(
         root,
@@ -373,11 +456,12 @@ def look(root: Path, inventory: str) -> dict[str, Any]:
     """The report of `bramble status`.
 
     Raises:
-        CliError: the nodes could not be looked at (exit code 2).
+        CliError: the inventory is not filled in, or the nodes could not be looked at (exit code 2).
     """
     from bramble.cli.progress import waiting
     from bramble.cli.status import Collector, build_report, fetch_gateway
 
+    refuse_placeholders(root, inventory)
     collector = Collector()
     with waiting(stderr_console(), "Looking at the nodes…", collector) as listener:
         result = run_playbook(
@@ -392,10 +476,11 @@ def gateway_url(root: Path, inventory: str) -> str:
     """The gateway's URL by the inventory.
 
     Raises:
-        CliError: the inventory cannot be read or has no gateway (exit code 2).
+        CliError: the inventory is not filled in, cannot be read, or has no gateway (exit code 2).
     """
     from bramble.cli.status import Collector
 
+    refuse_placeholders(root, inventory)
     collector = Collector()
     result = run_playbook("playbooks/status.yml", root=root, inventory=inventory, tags="inventory", listener=collector)
     if not result.ok or not collector.nodes:
@@ -414,8 +499,11 @@ def could_not_look(result: RunResult, root: Path, inventory: str) -> NoReturn:
     raise typer.Exit(130 if result.status == "interrupted" else 2)
 
 
-def ask_gateway(url: str, prompt: str, *, model: str | None, max_tokens: int | None) -> str:
-    """Stream an answer to standard output; the name of the model that gave it."""
+def ask_gateway(url: str, prompt: str, *, model: str | None, max_tokens: int | None, advice: str) -> str:
+    """Stream an answer to standard output; the name of the model that gave it.
+
+    ``advice``: what to try if no answer comes, or no whole one.
+    """
     from bramble.cli.chat import ChatError, choose_model, open_client
     from bramble.cli.chat import ask as ask_model
 
@@ -428,7 +516,7 @@ def ask_gateway(url: str, prompt: str, *, model: str | None, max_tokens: int | N
             model = model or choose_model(client, url)
             answer = ask_model(client, url, model, prompt, write=write, max_tokens=max_tokens)
     except ChatError as error:
-        raise CliError(str(error)) from error
+        raise CliError(f"{error} {advice}" if error.by_nodes else str(error)) from error
     if not answer.text.endswith("\n"):
         write("\n")
     speed = f"{answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second is not None else "speed not measured"

@@ -15,7 +15,14 @@ TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 
 
 class ChatError(Exception):
-    """There is no answer, or no whole one. The message says why, in one line."""
+    """There is no answer, or no whole one. The message says why, in one line.
+
+    ``by_nodes``: the cause may lie with the nodes, so a look at them may tell more.
+    """
+
+    def __init__(self, message: str, *, by_nodes: bool = False) -> None:
+        super().__init__(message)
+        self.by_nodes = by_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +50,14 @@ def choose_model(client: httpx.Client, url: str) -> str:
     try:
         response = client.get(f"{url}/api/tags")
     except httpx.HTTPError as error:
-        raise ChatError(_no_answer(url, error)) from error
+        raise _no_answer(url, error) from error
     if response.is_error:
         raise ChatError(_refusal(url, response))
     try:
         models = response.json()["models"]
         return str(models[0]["name"])
     except IndexError:
-        raise ChatError(f"The gateway {url} offers no model yet; `bramble status` tells why.") from None
+        raise ChatError(f"The gateway {url} offers no model yet.", by_nodes=True) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ChatError(f"{url}/api/tags does not answer as a gateway does. Is the URL right?") from error
 
@@ -98,8 +105,8 @@ def ask(
                         ),
                     )
     except httpx.HTTPError as error:
-        raise ChatError(_broken_off(url, error) if text else _no_answer(url, error)) from error
-    raise ChatError(f"The answer of {url} broke off before its end; `bramble status` tells how the nodes are.")
+        raise (_broken_off(url, error) if text else _no_answer(url, error)) from error
+    raise ChatError(f"The answer of {url} broke off before its end.", by_nodes=True)
 
 
 def rate(count: object, nanoseconds: object) -> float | None:
@@ -135,16 +142,16 @@ def _refusal(url: str, response: httpx.Response) -> str:
     return f"The gateway {url} refuses (HTTP status {response.status_code}): {_one_line(reason)}"
 
 
-def _no_answer(url: str, error: Exception) -> str:
+def _no_answer(url: str, error: Exception) -> ChatError:
     if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
-        return f"{url} is no URL of a gateway: {error}"
-    return (
-        f"The gateway {url} does not answer ({_one_line(error) or type(error).__name__}). `bramble status` tells why."
-    )
+        return ChatError(f"{url} is no URL of a gateway: {error}")
+    why = _one_line(error) or type(error).__name__
+    return ChatError(f"The gateway {url} does not answer ({why}).", by_nodes=True)
 
 
-def _broken_off(url: str, error: Exception) -> str:
-    return f"The answer of {url} broke off ({_one_line(error) or type(error).__name__})."
+def _broken_off(url: str, error: Exception) -> ChatError:
+    why = _one_line(error) or type(error).__name__
+    return ChatError(f"The answer of {url} broke off ({why}).", by_nodes=True)
 
 
 def _one_line(value: object, width: int = 300) -> str:

@@ -17,7 +17,18 @@ from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
 
-from bramble.runner import Event, Listener, Progress, RunResult, Task, advise, clock, error_lines, seconds_between
+from bramble.runner import (
+    Event,
+    Listener,
+    Progress,
+    RunResult,
+    Task,
+    advise,
+    advise_output,
+    clock,
+    error_lines,
+    seconds_between,
+)
 
 # Without a terminal, a task that took this long gets a line even if it changed nothing.
 LONG_TASK_SECONDS = 5.0
@@ -105,8 +116,8 @@ class PlainView:
         self._began = time.monotonic()
         self._said = self._began
 
-    def __call__(self, progress: Progress, event: Event) -> None:
-        lines = plain_lines(self._progress, progress, event)
+    def __call__(self, progress: Progress, _event: Event) -> None:
+        lines = plain_lines(self._progress, progress)
         with self._lock:
             self._progress = progress
             for line in lines:
@@ -146,8 +157,8 @@ def same_task(one: Task | None, other: Task | None) -> bool:
     return (one.name, one.path, one.started) == (other.name, other.path, other.started)
 
 
-def plain_lines(before: Progress, after: Progress, event: Event) -> list[str]:
-    """What to say when the run goes from ``before`` to ``after`` by ``event``."""
+def plain_lines(before: Progress, after: Progress) -> list[str]:
+    """What to say when the run goes from ``before`` to ``after`` by one event."""
     lines = []
     at = f"{clock(after.elapsed):>7}"
     task = before.task
@@ -162,7 +173,7 @@ def plain_lines(before: Progress, after: Progress, event: Event) -> list[str]:
             notes.append(f"took {clock(took)}")
         if notes:
             lines.append(f"{at}  {task.name}: {'; '.join(notes)}")
-    if event.get("event") == "playbook_on_play_start":
+    if after.begun != before.begun:
         lines.append(f"{at}  ── {after.play}")
     return lines
 
@@ -184,23 +195,23 @@ def report_end(console: Console, result: RunResult, root: Path) -> None:
         _print(console, f"[yellow]Interrupted[/] after {clock(result.elapsed)}. Run it again to go on.")
         _print(console, f"  log: {escape(str(log))}")
         return
-    advice: list[str] = []
-    for failure in result.failures:
+    failures = sorted(result.failures, key=lambda failure: failure.host)
+    advice = advise(failures)
+    for failure in failures:
         _print(console, f"[red]✗[/] [bold]{escape(failure.host)}[/]: {escape(failure.task)}")
         if failure.path:
             path = failure.path.removeprefix(f"{root}/")
             _print(console, f"  at {escape(path)}")
         for line in failure.messages:
             _print(console, f"  {escape(line)}")
-        known = advise(failure)
-        if known:
-            advice.append(known)
-    if not result.failures:
+    if not failures:
+        lines = error_lines(result.output)
+        advice = advise_output(lines)
         _print(console, f"[red]✗[/] {escape(result.playbook)} did not run")
-        for line in error_lines(result.output):
+        for line in lines:
             _print(console, f"  {escape(line)}")
     _print(console, "[bold]What to try[/]")
-    for line in dict.fromkeys(advice):
+    for line in advice:
         _print(console, f"  {escape(line)}")
     _print(console, f"  The whole log: {escape(str(log))}")
     _print(console, f"  More detail:   {escape(result.command)} -vv")
