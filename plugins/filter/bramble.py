@@ -232,6 +232,12 @@ def setting(hostvars: Mapping[str, Any], host: str, variable: str) -> Any:
     raise AnsibleFilterError(f"{variable}: no role has such a variable")
 
 
+def same_setting(hosts: Sequence[str], hostvars: Mapping[str, Any], host: str, variable: str) -> list[str]:
+    """The ones of `hosts` that have the same value of a role's variable as `host`, in their order."""
+    wanted = setting(hostvars, host, variable)
+    return [str(other) for other in hosts if setting(hostvars, other, variable) == wanted]
+
+
 def endpoints(hosts: Sequence[str], role: str, hostvars: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Where each host serves with a role: [{"host", "address", "port"}]."""
     return [
@@ -318,5 +324,6 @@ class FilterModule:
             "in_networks": in_networks,
             "inventory_problems": inventory_problems,
             "lab_layout": lab_layout,
+            "same_setting": same_setting,
             "setting": setting,
         }
