@@ -35,7 +35,7 @@ fi
 
 # The first Python >= 3.12 that runs: a pyenv shim on PATH may exist and not run. Else uv brings one.
 find_python() {
-    for python in python3 python3.13 python3.12 python3.14 "$HOME"/.pyenv/versions/3.1[2-9]*/bin/python3; do
+    for python in python3 python3.13 python3.12 python3.14 "$(pyenv root 2>/dev/null)"/versions/3.1[2-9]*/bin/python3; do
         if "$python" -c 'import sys; sys.exit(not (3, 12) <= sys.version_info < (3, 15))' 2>/dev/null; then
             "$python" -c 'import sys; print(sys.executable)'
             return
