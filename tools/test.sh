@@ -61,7 +61,8 @@ roles() {
 
 cluster() {
     say "the cluster on a lab"
-    pytest tests/cluster
+    # -rP: the figures that passing tests print (exposure of each unit, seconds to recover, the seed).
+    pytest -rP tests/cluster
     down lab-cluster
     case $parts in *roles*)
         say "conditions that no run evaluated"
