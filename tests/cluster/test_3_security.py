@@ -65,3 +65,14 @@ def test_no_secret_is_readable_by_others(cluster: Lab) -> None:
         assert cluster.shell(node, "test -s /home/pi/.ssh/id_ed25519").returncode == 0
         loose = cluster.shell(node, "find /home/pi/.ssh /etc/bramble -type f -name 'id_*' ! -name '*.pub' -perm /077")
         assert (loose.returncode, loose.stdout) == (0, "")
+
+
+def test_an_opening_that_is_no_longer_wanted_is_closed(cluster: Lab) -> None:
+    workers = ("playbooks/phase2_distributed.yml", "--tags", "rpc_worker")
+    closed = cluster.play(*workers, "-e", '{"rpc_worker_clients": []}')
+    rules = cluster.shell("pi2", "nft list chain inet bramble services").stdout
+    opened = cluster.play(*workers)
+    assert closed.returncode == 0, closed.stdout[-2000:]
+    assert "50052" not in rules
+    assert opened.returncode == 0, opened.stdout[-2000:]
+    assert "50052" in cluster.shell("pi2", "nft list chain inet bramble services").stdout
