@@ -21,6 +21,8 @@ SPECS: dict[str, dict[str, Any]] = {
         "gateway_timeout": {"type": "float", "default": 60.0},
         "gateway_title": {"type": "str"},
     },
+    "hailo": {"hailo_version": {"type": "str", "default": "5.1.1"}},
+    "hailo_ollama": {"hailo_ollama_version": {"type": "str", "default": "5.1.1"}},
     "llama_cpp": {"llama_cpp_source": {"type": "str", "choices": ["git", "sdist"], "default": "git"}},
     "llama_server": {
         "llama_server_model": {"type": "str", "default": "small"},
@@ -103,6 +105,7 @@ def test_a_right_inventory_has_no_problems() -> None:
         os_base_tuning=[1, "two", {}],
         rpc_head_layers=ALL_LAYERS,
         vault_token="secret",
+        measured=[{"kind": "llama_bench"}],  # by the inventory plugin
     )
     assert inventory.problems() == []
 
@@ -315,6 +318,16 @@ STRUCTURES: list[tuple[str, Callable[[Inventory], object], str]] = [
     ("no gateway", _group("gateway"), "group gateway: is empty, so nothing could be asked: put one host in it"),
     ("two gateways", _group("gateway", "pi1", "pi2"), "group gateway: holds pi1, pi2, but there is one address to ask"),
     ("too many workers", _many_workers, "group rpc_worker: holds 16 hosts, but llama.cpp takes 15: remove some"),
+    (
+        "an LLM on a HAT that is not there",
+        _group("hailo_ollama", "pi2"),
+        "group hailo_ollama: pi2 is not in group hailo, so it would have no driver: add it to hailo",
+    ),
+    (
+        "server and driver of two versions",
+        lambda i: (_group("hailo_ollama", "pi1")(i), i.hosts["pi1"].update(hailo_version="5.2.0")),
+        "pi1: hailo_version is 5.2.0 and hailo_ollama_version is 5.1.1: they must be equal",
+    ),
     ("no user", lambda i: i.hosts["pi2"].pop("ansible_user"), "pi2: ansible_user is missing: write the user that ssh"),
     (
         "group of a role that has none",
@@ -325,7 +338,7 @@ STRUCTURES: list[tuple[str, Callable[[Inventory], object], str]] = [
         "group like none",
         _group("zzz", "pi2"),
         "group zzz: is not known, so its hosts would get nothing: "
-        "the groups are cluster, gateway, hailo, llama_server, rpc_head, rpc_worker",
+        "the groups are cluster, gateway, hailo, hailo_ollama, llama_server, ollama, rpc_head, rpc_worker",
     ),
     (
         "in no group",

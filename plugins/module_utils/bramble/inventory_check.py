@@ -19,13 +19,16 @@ from .nodes import node_address
 PLACEHOLDER = "CHANGE_ME"
 CLUSTER = "cluster"
 
-GROUPS = (CLUSTER, "gateway", "hailo", "llama_server", "rpc_head", "rpc_worker")
+GROUPS = (CLUSTER, "gateway", "hailo", "hailo_ollama", "llama_server", "ollama", "rpc_head", "rpc_worker")
 """The groups that playbooks read. Other roles are applied to these, and have no group of their own."""
 
 BUILT_IN_GROUPS = frozenset({"all", "ungrouped"})
 
 FREE_PREFIX = "vault_"
 """Variables that no role reads: the secrets of an encrypted file, which the plain files refer to."""
+
+FROM_PLUGINS = frozenset({"measured"})
+"""Variables that nobody declares: the inventory plugin of the same name gives each host its records."""
 
 MAX_RPC_WORKERS = 15
 """llama.cpp: `llama_max_devices()` is 16, and one of them is the head's own CPU."""
@@ -106,6 +109,7 @@ def problems(
         *_groups(groups),
         *_hosts_without_group(hosts, groups),
         *_topology(groups),
+        *_hailo_versions(hosts, groups, specs),
     ]
 
 
@@ -165,7 +169,7 @@ def _variable(name: str, value: object, known: Options, connection: Collection[s
         if close and name not in connection:
             yield f"{name} is not a variable that Ansible knows: did you mean {close}?"
         return
-    if name.startswith(FREE_PREFIX):
+    if name.startswith(FREE_PREFIX) or name in FROM_PLUGINS:
         return
     if name not in known:
         close = _closest(name, known)
@@ -511,10 +515,24 @@ def _topology(groups: Groups) -> Iterator[str]:
             yield f"{host}: is in rpc_head and in rpc_worker, but a head computes layers too: remove it from rpc_worker"
     if len(workers) > MAX_RPC_WORKERS:
         yield f"group rpc_worker: holds {len(workers)} hosts, but llama.cpp takes {MAX_RPC_WORKERS}: remove some"
+    for host in groups.get("hailo_ollama", ()):
+        if host not in groups.get("hailo", ()):
+            yield f"group hailo_ollama: {host} is not in group hailo, so it would have no driver: add it to hailo"
     if not gateways:
         yield "group gateway: is empty, so nothing could be asked: put one host in it"
     if len(gateways) > 1:
         yield f"group gateway: holds {_join(gateways)}, but there is one address to ask: leave one of them here"
+
+
+def _hailo_versions(hosts: Hosts, groups: Groups, specs: Specs) -> Iterator[str]:
+    """hailo-ollama is linked to one version of the driver's library, to the last digit (reference: HailoRT's own check)."""
+    for host in groups.get("hailo_ollama", ()):
+        driver, server = (
+            hosts.get(host, {}).get(f"{role}_version", specs.get(role, {}).get(f"{role}_version", {}).get("default"))
+            for role in ("hailo", "hailo_ollama")
+        )
+        if driver != server:
+            yield f"{host}: hailo_version is {driver} and hailo_ollama_version is {server}: they must be equal"
 
 
 def _layers(layers: Mapping[str, object], hosts: Hosts, groups: Groups) -> Iterator[str]:

@@ -42,7 +42,9 @@ DEMO_LAYERS = 12
 
 # The tags of site.yml. Ansible ends well on any other, with nothing done.
 TAGS = (
-    *("phase1", "os_base", "ssh_access", "cluster_network", "llama_cpp", "llama_server"),
+    *("phase1", "step_1_1", "preflight", "os_base", "ssh_access", "cluster_network", "pi_firmware", "reboot"),
+    *("step_1_2", "llama_cpp", "llama_server", "ollama", "step_1_3", "hailo", "hailo_ollama"),
+    *("step_1_4", "benchmark", "net_bench", "report"),
     *("phase2", "rpc_worker", "rpc_head", "phase3", "gateway"),
 )
 PLACEHOLDER = re.compile(r"^[^#\n]*\bCHANGE_ME\b", re.MULTILINE)  # In a value, not in a comment.
