@@ -5,11 +5,10 @@ set -eu
 cd "$(dirname "$0")/.."
 level=${1:?usage: tools/bootstrap.sh controller|dev}
 lock=requirements/$level.txt
-stamp=.venv/.$level.stamp
-key=$(cat "$lock" requirements/bootstrap.txt pyproject.toml | sha256sum | cut -d' ' -f1)
+key() { cat "requirements/$1.txt" requirements/bootstrap.txt pyproject.toml | sha256sum | cut -d' ' -f1; }
 # dev holds all that controller holds.
-for have in "$stamp" .venv/.dev.stamp; do
-    [ "$(cat "$have" 2>/dev/null || true)" = "$key" ] && exit 0
+for have in "$level" dev; do
+    [ "$(cat ".venv/.$have.stamp" 2>/dev/null || true)" = "$(key "$have")" ] && exit 0
 done
 
 say() { printf 'bootstrap: %s\n' "$*" >&2; }
@@ -56,4 +55,4 @@ say "installing the locked packages ($level)"
 rm -f .venv/.*.stamp
 "$tools/bin/uv" pip sync --quiet --python .venv/bin/python --require-hashes "$lock"
 "$tools/bin/uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
-echo "$key" >"$stamp"
+key "$level" >".venv/.$level.stamp"
