@@ -22,6 +22,7 @@ inventory_check = importlib.import_module("ansible.module_utils.bramble.inventor
 lab = importlib.import_module("ansible.module_utils.bramble.lab")
 network = importlib.import_module("ansible.module_utils.bramble.network")
 nodes = importlib.import_module("ansible.module_utils.bramble.nodes")
+preflight_check = importlib.import_module("ansible.module_utils.bramble.preflight")
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 
@@ -290,6 +291,57 @@ def backends(hosts: Sequence[str], role: str, hostvars: Mapping[str, Any]) -> li
     return found
 
 
+def served(hostvars: Mapping[str, Any], host: str, groups: Sequence[str]) -> list[dict[str, Any]]:
+    """The models that a host serves by an Ollama interface of its own: [{"url", "api", "model", "about"}].
+
+    "about" is what a benchmark record of it names: {"engine": {"name"}, "model": {"name"}}.
+    """
+    found = []
+    for role, engine in (("hailo_ollama", "hailo-ollama"), ("ollama", "ollama")):
+        if role in groups:
+            [endpoint] = endpoints([host], role, hostvars)
+            found += [
+                {
+                    "url": f"http://{endpoint['address']}:{endpoint['port']}",
+                    "api": "ollama",
+                    "model": model,
+                    "about": {"engine": {"name": engine}, "model": {"name": model}},
+                }
+                for model in setting(hostvars, host, f"{role}_models")
+            ]
+    return found
+
+
+def has_record(measured: Any, *about: Any) -> bool:
+    """Whether a host's `measured` holds a record of this kind, engine, model and params (bramble.records)."""
+    found: bool = records().has_record(measured, *about)
+    return found
+
+
+def without_record(
+    values: Sequence[Any], measured: Any, kind: str, engine: Any, model: Any, params: Mapping[str, Any], varying: str
+) -> list[Any]:
+    """Those of `values` for the parameter `varying` of which `measured` holds no record."""
+    return [v for v in values if not has_record(measured, kind, engine, model, {**params, varying: v})]
+
+
+def records() -> Any:
+    """The command's own package, which an Ansible outside of the project's environment does not have."""
+    try:
+        return importlib.import_module("bramble.records")
+    except ImportError as error:
+        raise AnsibleFilterError(
+            f"{error}: this Ansible is not the project's own. Run make in the checkout, then .venv/bin/ansible-playbook"
+        ) from error
+
+
+def preflight(found: Mapping[str, Mapping[str, Any]], severity: str) -> list[str]:
+    """What is wrong with the nodes, a line each; `found` is what the role preflight read of each host."""
+    requirements = {host: node["requirements"] for host, node in found.items()}
+    lines: list[str] = _call(preflight_check.lines, found, requirements, severity)
+    return lines
+
+
 def add_layers(workers: Sequence[Mapping[str, Any]], layers: Mapping[str, int]) -> list[dict[str, Any]]:
     """The workers, each with the number of layers that it holds."""
     return [{**worker, "layers": layers[worker["host"]]} for worker in workers]
@@ -320,10 +372,14 @@ class FilterModule:
             "catalogue_entry": catalogue_entry,
             "endpoints": endpoints,
             "even_layers": even_layers,
+            "has_record": has_record,
             "hosts_and_addresses": hosts_and_addresses,
             "in_networks": in_networks,
             "inventory_problems": inventory_problems,
             "lab_layout": lab_layout,
+            "preflight": preflight,
             "same_setting": same_setting,
+            "served": served,
             "setting": setting,
+            "without_record": without_record,
         }
