@@ -7,9 +7,9 @@ DOCUMENTATION = r"""
 module: pi_facts
 short_description: Board, firmware, throttling, supply, power, cooling, card and link of a Raspberry Pi
 description:
-  - Reads the device tree and sysfs, and asks the firmware with C(vcgencmd) and C(rpi-eeprom-update), all at the same time.
-  - Reads only, and does not fail because something is absent - what is not known is null. Each program has 5 seconds; one
-    that does not answer, or answers with an error, is named in RV(ansible_facts.pi.unreadable).
+  - Reads the device tree and sysfs, and asks the firmware with C(vcgencmd) and C(rpi-eeprom-update), all at once.
+  - Reads only, and does not fail because something is absent - what is not known is null. Each program has 5 seconds.
+    If it does not answer, or with an error, that stands in RV(ansible_facts.pi.unreadable).
   - C(vcgencmd) needs root or the group C(video).
 options:
   device_tree:
@@ -99,7 +99,7 @@ ansible_facts:
           returned: always
           sample:
             date: "2025-05-08"
-            version: 69471177
+            version: 69471177f52eb7dc8ac2f3f7b6f1a3f3d4a3e1b2
             update_available: false
         throttled:
           description:
@@ -145,7 +145,9 @@ ansible_facts:
           type: dict
           returned: always
         link:
-          description: The C(interface) of the default route, whether it is C(wired), its C(speed_mbps) and C(duplex).
+          description:
+            - The C(interface) of the default route, or of the first link that is up where there is no such route,
+              whether it is C(wired), its C(speed_mbps) and C(duplex).
           type: dict
           returned: always
         unreadable:

@@ -280,7 +280,7 @@ def read_pi(places: Places | None = None, ask: Ask = ask) -> dict[str, Any]:
         "power": {**power, "blind_to": BLIND_TO},
         "cooling": _cooling(sysfs),
         "storage": _storage(places, sysfs, proc, unreadable),
-        "link": _link(sysfs, parse_default_route(proc.text("net/route") or "")),
+        "link": _link(sysfs, parse_default_route(proc.text("net/route") or "") or _first_up(sysfs)),
         "unreadable": unreadable,
     }
 
@@ -318,10 +318,10 @@ def _update_available(answer: Answer, command: str, unreadable: list[str]) -> bo
 
 def _cooling(sysfs: Files) -> dict[str, Any]:
     """The fan on the board's connector. Linux shows one only if the firmware found it; one on GPIO pins is not seen."""
-    names = sysfs.names("class/hwmon")
-    fans = [name for name in names or [] if sysfs.text(f"class/hwmon/{name}/name") == "pwmfan"]
+    names = sysfs.names("class/hwmon") or []
+    fans = [name for name in names if sysfs.text(f"class/hwmon/{name}/name") == "pwmfan"]
     rpm = sysfs.number(f"class/hwmon/{fans[0]}/fan1_input") if fans else None
-    return {"fan": None if names is None else bool(fans), "rpm": rpm}
+    return {"fan": bool(fans) if sysfs.has("class") else None, "rpm": rpm}
 
 
 def _storage(places: Places, sysfs: Files, proc: Files, unreadable: list[str]) -> dict[str, Any]:
@@ -338,6 +338,12 @@ def _storage(places: Places, sysfs: Files, proc: Files, unreadable: list[str]) -
         if sectors:
             return {"device": candidate, "bytes": sectors * SECTOR_BYTES, "free_bytes": free}
     return {"device": disk, "bytes": size, "free_bytes": free}
+
+
+def _first_up(sysfs: Files) -> str | None:
+    """The first interface that is up. An isolated network has no default route."""
+    names = [name for name in sysfs.names("class/net") or [] if name != "lo"]
+    return next((name for name in names if sysfs.text(f"class/net/{name}/operstate") == "up"), None)
 
 
 def _link(sysfs: Files, interface: str | None) -> dict[str, Any]:
