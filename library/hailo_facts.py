@@ -7,10 +7,10 @@ DOCUMENTATION = r"""
 module: hailo_facts
 short_description: Device, driver, library, firmware and packages of the AI HAT+ 2, and what is wrong with them
 description:
-  - Reads sysfs and the device tree, and asks C(hailortcli) and C(dpkg-query). Both of HailoRT's commands exit with 0 when
+  - Reads sysfs and the device tree, and asks C(hailortcli) and C(dpkg-query). HailoRT's commands exit with 0 also when
     there is no device, so what they print is what counts.
-  - Reads only, and does not fail because something is absent - what is not known is null. C(hailortcli) has 10 seconds for
-    each answer. If it gives none, that stands in RV(ansible_facts.hailo.unreadable).
+  - Reads only, and does not fail because something is absent - what is not known is null. C(hailortcli) has 10 seconds
+    for each answer. If it gives none, that stands in RV(ansible_facts.hailo.unreadable).
 options:
   device_tree:
     description: Where the device tree is.
@@ -125,8 +125,8 @@ ansible_facts:
           returned: always
         temperature_c:
           description:
-            - Always null. C(hailortcli) has no command for the temperature of a Hailo-10H, and sysfs does not show it; only
-              HailoRT's Python and C++ interfaces do, which would open the device for it.
+            - Always null. C(hailortcli) has no command for the temperature of a Hailo-10H, and sysfs does not show it.
+              Only HailoRT's Python and C++ interfaces do, and they open the device for it.
           type: float
           returned: always
         packages:

@@ -1,4 +1,4 @@
-"""What a node says of its AI HAT+ 2 (Hailo-10H): device, driver, library, firmware, packages; and what is wrong with it.
+"""What a node says of its AI HAT+ 2 (Hailo-10H): device, driver, library, firmware, packages; and what is wrong.
 
 Parsers are pure and take any text; so is `find_problems`, over the facts. Standard library only. Outputs and failures:
 HailoRT 5.1.1's source and captures of Raspberry Pi OS. `scan` and `identify` exit with 0 without a device, so what they
@@ -17,7 +17,7 @@ from .probe import Answer, Ask, Files, Question, ask, first_line
 HAILO_VENDOR = "0x1e60"
 HAILO_10H = "1e60:45c4"
 MODULES = ("hailo1x_pci", "hailo_pci")
-"""Kernel modules: the first drives the Hailo-10H; the second the Hailo-8, and old ones claim the 10H and cannot boot it."""
+"""Kernel modules: the first drives the Hailo-10H, the second the Hailo-8. Old ones of the second claim the 10H in vain."""
 CLASSES = ("hailo_chardev", "hailo1x")
 """sysfs classes of the device's node: /dev/hailo0 up to driver 5.2, /dev/h1x-0 from 5.3."""
 DRIVER_PACKAGE = "h10-hailort-pcie-driver"
@@ -48,10 +48,9 @@ QUESTIONS = {
 }
 IDENTIFY = Question(("hailortcli", "fw-control", "identify"), HAILORTCLI_SECONDS)
 
-_POWER_CUT = (
-    "sudo poweroff, take the supply off the board for 10 seconds, switch it on: a reboot does not reset the HAT"
-)
+_POWER_CUT = "sudo poweroff, unplug the supply for 10 seconds, plug it in: a reboot does not reset the HAT"
 _INSTALL = "sudo apt-get install dkms hailo-h10-all, then sudo reboot"
+_REINSTALL = f"sudo apt-get install dkms && sudo apt-get install --reinstall {DRIVER_PACKAGE}, then sudo reboot"
 
 
 class Identity(TypedDict):
@@ -88,7 +87,7 @@ def parse_scan(text: str) -> list[str] | None:
 
 
 def parse_identify(text: str) -> Identity:
-    """`hailortcli fw-control identify`: lines `Firmware Version: 5.1.1 (release,app)`, `Device Architecture: HAILO10H`."""
+    """`hailortcli fw-control identify`: its lines `Firmware Version: 5.1.1 (release,app)`, `Device Architecture: …`."""
     firmware = re.search(r"^\s*Firmware Version: ([0-9]{1,5}(?:\.[0-9]{1,5}){1,3})\b", text, re.MULTILINE | re.ASCII)
     architecture = re.search(r"^\s*Device Architecture: (\w{1,32})\s*$", text, re.MULTILINE | re.ASCII)
     return {
@@ -170,18 +169,19 @@ def _fault(answer: Answer, understood: bool) -> str | None:
 def _pci(sysfs: Files) -> dict[str, Any]:
     """The first Hailo device on the bus, a Hailo-10H before others."""
     directory = "bus/pci/devices"
-    found = []
+    found = {}
     for address in sysfs.names(directory) or []:
         if sysfs.text(f"{directory}/{address}/vendor") == HAILO_VENDOR:
             device = (sysfs.text(f"{directory}/{address}/device") or "").removeprefix("0x")
-            found.append((f"{HAILO_VENDOR[2:]}:{device}", address))
-    pci_id, address = min(found, key=lambda entry: (entry[0] != HAILO_10H, entry[1]), default=(None, None))
+            found[address] = f"{HAILO_VENDOR.removeprefix('0x')}:{device}"
+    address = min(found, key=lambda place: (found[place] != HAILO_10H, place), default="")
+    device_directory = f"{directory}/{address}"
     return {
         "present": bool(found),
-        "pci_address": address,
-        "pci_id": pci_id,
-        "link_speed_gts": parse_link_speed(sysfs.text(f"{directory}/{address}/current_link_speed") or ""),
-        "link_width": sysfs.number(f"{directory}/{address}/current_link_width"),
+        "pci_address": address or None,
+        "pci_id": found.get(address),
+        "link_speed_gts": parse_link_speed(sysfs.text(f"{device_directory}/current_link_speed") or ""),
+        "link_width": sysfs.number(f"{device_directory}/current_link_width"),
     }
 
 
@@ -208,15 +208,11 @@ def find_problems(facts: Mapping[str, Any]) -> list[HailoProblem]:
     found = [*wrong, *(_no_node(facts) if facts["node"] is None else _with_node(facts))]
     if DRIVER_PACKAGE in packages and not facts["dkms"] and not any(p.kind == "driver_lost" for p in found):
         seen = "dkms is not installed: the next kernel upgrade loses the driver's module"
-        found.append(HailoProblem("no_dkms", seen, _reinstall("sudo apt-get install dkms")))
+        found.append(HailoProblem("no_dkms", seen, _REINSTALL))
     speed = facts["link_speed_gts"]
     if speed is not None and speed < FULL_SPEED_GTS:
         found.append(_slow(facts, speed))
     return found
-
-
-def _reinstall(first: str) -> str:
-    return f"{first} && sudo apt-get install --reinstall {DRIVER_PACKAGE}, then sudo reboot"
 
 
 def _wrong_line(packages: Mapping[str, str]) -> list[HailoProblem]:
@@ -235,27 +231,23 @@ def _absent(facts: Mapping[str, Any]) -> HailoProblem:
     else:
         seen = "no Hailo device is on the PCIe bus, and no HAT tells its name"
         fix = "switch off, fit the AI HAT+ 2 on all 40 pins and its PCIe ribbon cable at both ends"
-    return HailoProblem(
-        "absent", seen, f"{fix}, switch on; if it stays away, sudo rpi-eeprom-update -a and a power cut"
-    )
+    fix += f", switch on; if it stays away: sudo rpi-eeprom-update -a, then {_POWER_CUT}"
+    return HailoProblem("absent", seen, fix)
 
 
 def _no_node(facts: Mapping[str, Any]) -> list[HailoProblem]:
     driver, packages = facts["driver"], facts["packages"]
     on_bus = f"the Hailo-10H is on the PCIe bus ({facts['pci_address']})"
+    loaded = " ".join(filter(None, (driver["module"], driver["version"])))
     if driver["module"] == MODULES[0]:
-        return [
-            HailoProblem(
-                "no_node",
-                f"{on_bus}, its driver {MODULES[0]} {driver['version'] or ''}".rstrip()
-                + " is loaded, and made no node",
-                f"look for the reason with sudo dmesg | grep -i hailo; after a timeout of the firmware: "
-                f"sudo rpi-eeprom-update -a, then {_POWER_CUT}",
-            )
-        ]
+        seen = f"{on_bus}, its driver {loaded} is loaded, and made no node"
+        fix = (
+            "look for the reason with sudo dmesg | grep -i hailo; if the firmware did not come up: "
+            f"sudo rpi-eeprom-update -a, then {_POWER_CUT}"
+        )
+        return [HailoProblem("no_node", seen, fix)]
     if driver["loaded"]:
-        version = f"{driver['module']} {driver['version'] or ''}".rstrip()
-        seen = f"{on_bus}, and the loaded driver is {version}: the Hailo-10H needs {MODULES[0]}"
+        seen = f"{on_bus}, and the loaded driver is {loaded}: the Hailo-10H needs {MODULES[0]}"
         return [HailoProblem("wrong_driver", seen, _INSTALL)]
     if DRIVER_PACKAGE not in packages:
         seen = f"{on_bus}, and {DRIVER_PACKAGE} is not installed"
@@ -263,9 +255,9 @@ def _no_node(facts: Mapping[str, Any]) -> list[HailoProblem]:
     installed = f"{on_bus}, {DRIVER_PACKAGE} {packages[DRIVER_PACKAGE]} is installed, and no driver is loaded"
     if not facts["dkms"]:
         seen = f"{installed}: without dkms its module is lost when the kernel is upgraded"
-        return [HailoProblem("driver_lost", seen, _reinstall("sudo apt-get install dkms"))]
-    fix = _reinstall(f"sudo modprobe {MODULES[0]} says why; dkms status must list {MODULES[0]} for this kernel, else")
-    return [HailoProblem("not_loaded", installed, fix.replace("else &&", "else"))]
+        return [HailoProblem("driver_lost", seen, _REINSTALL)]
+    fix = f"sudo modprobe {MODULES[0]} tells why; if dkms status does not list it for this kernel: {_REINSTALL}"
+    return [HailoProblem("not_loaded", installed, fix)]
 
 
 def _with_node(facts: Mapping[str, Any]) -> list[HailoProblem]:
@@ -318,7 +310,7 @@ def _mismatch(facts: Mapping[str, Any]) -> list[HailoProblem]:
 def _slow(facts: Mapping[str, Any], speed: float) -> HailoProblem:
     seen = f"PCIe runs at {speed:g} GT/s, and the AI HAT+ 2 is made for {FULL_SPEED_GTS:g} (Gen 3)"
     if facts["pcie_generation_set"] == 3:
-        fix = "config.txt asks for Gen 3 already: sudo reboot if that is new, else reseat or replace the PCIe ribbon cable"
+        fix = "config.txt asks for Gen 3: sudo reboot if that is new, else reseat or replace the PCIe ribbon cable"
     else:
         fix = "write dtparam=pciex1_gen=3 below [all] in /boot/firmware/config.txt, then sudo reboot"
     return HailoProblem("slow_link", seen, fix)
