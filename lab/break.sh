@@ -1,13 +1,14 @@
 #!/bin/sh
-# Breaks or mends one lab node (a container). Usage: lab/break.sh stop|freeze|cut|mend CONTAINER
+# Breaks or mends one lab node (a container). Usage: lab/break.sh stop|freeze|cut|FAULT|mend CONTAINER
 #   stop    the power goes: every process is killed at once
 #   freeze  every process stops (SIGSTOP); the kernel goes on answering for its sockets
 #   cut     the network cable is pulled: the host's end of the node's link goes down
+#   FAULT   its emulated hardware is at fault: a name that lab/hardware/lab_hardware.py knows, such as under-voltage
 #   mend    brings it back from any of these
 set -eu
 podman=$(cd "$(dirname "$0")" && pwd)/podman
-how=${1:?usage: lab/break.sh stop|freeze|cut|mend CONTAINER}
-container=${2:?usage: lab/break.sh stop|freeze|cut|mend CONTAINER}
+how=${1:?usage: lab/break.sh stop|freeze|cut|FAULT|mend CONTAINER}
+container=${2:?usage: lab/break.sh stop|freeze|cut|FAULT|mend CONTAINER}
 
 pid() { "$podman" inspect --format '{{.State.Pid}}' "$container"; }
 
@@ -37,9 +38,7 @@ mend)
         signal CONT
         ip link set "$(link)" up
     fi
+    "$podman" exec "$container" /usr/lib/bramble-lab/hardware mend
     ;;
-*)
-    echo "usage: lab/break.sh stop|freeze|cut|mend CONTAINER" >&2
-    exit 2
-    ;;
+*) "$podman" exec "$container" /usr/lib/bramble-lab/hardware fault "$how" ;;
 esac
