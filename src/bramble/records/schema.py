@@ -1,7 +1,7 @@
 """What a benchmark record is, and what makes one valid.
 
-A record is a plain JSON object, the same in the file, as a host's variable and here: a `TypedDict`, checked by `defects`.
-One record is one measurement of one thing. It is appended to `measured/<host>.jsonl` and never edited.
+A record is a plain JSON object, the same in the file, as a host's variable and here: a `TypedDict`, checked by
+`defects`. It is one measurement of one thing, appended to `measured/<host>.jsonl` and never edited.
 """
 
 from __future__ import annotations
@@ -204,8 +204,10 @@ def _record(value: object, keys: tuple[str, ...]) -> Iterator[str]:
         yield f"is {_shown(value)}, not an object"
         return
     known = {*keys, "suspect"} if keys is _WHOLE else {*keys}
-    for key in value.keys() - known:
-        yield f"{key}: is not a field of {'a record' if keys is _WHOLE else 'what a measuring module returns'}"
+    for key in value:
+        if key not in known:
+            kind = "a record" if keys is _WHOLE else "a partial record, as a measuring module returns it"
+            yield f"{_name(key)}: is not a field of {kind}"
     missing = [key for key in keys if key not in value]
     yield from (f"{key}: is missing" for key in missing)
     for key in keys:
@@ -224,7 +226,7 @@ def _suspect(value: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _schema(path: str, value: object) -> Iterator[str]:
-    if type(value) is not int or value != SCHEMA:
+    if not _whole(value) or value != SCHEMA:
         yield f"{path}: is {_shown(value)}; this version of Bramble reads schema {SCHEMA}"
 
 
@@ -273,7 +275,7 @@ def _sha256(path: str, value: object) -> Iterator[str]:
 
 
 def _bytes(path: str, value: object) -> Iterator[str]:
-    if value is not None and (type(value) is not int or value <= 0):
+    if value is not None and not (_whole(value) and cast(int, value) > 0):
         yield f"{path}: is {_shown(value)}, not a whole number above 0 or null"
 
 
@@ -282,9 +284,9 @@ def _params(path: str, value: object) -> Iterator[str]:
         yield f"{path}: is {_shown(value)}, not an object"
         return
     for name, item in value.items():
-        yield from _plain(f"{path}.{name}", name)
+        yield from _text(f"the name {path}.{_name(name)}", name)
         for part in item if isinstance(item, list) else [item]:
-            yield from _plain(f"{path}.{name}", part)
+            yield from _plain(f"{path}.{_name(name)}", part)
 
 
 def _result(path: str, value: object) -> Iterator[str]:
@@ -292,8 +294,8 @@ def _result(path: str, value: object) -> Iterator[str]:
         yield f"{path}: is {_shown(value)}, not an object with at least one metric"
         return
     for name, item in value.items():
-        yield from _plain(f"{path}.{name}", name)
-        yield from _metric(f"{path}.{name}", item)
+        yield from _text(f"the name {path}.{_name(name)}", name)
+        yield from _metric(f"{path}.{_name(name)}", item)
 
 
 _METRIC = frozenset({"unit", "value", "mean", "sd", "n", "p50", "p95", "min", "max"})
@@ -303,8 +305,9 @@ def _metric(path: str, value: object) -> Iterator[str]:
     if not isinstance(value, Mapping):
         yield f"{path}: is {_shown(value)}, not an object"
         return
-    for key in value.keys() - _METRIC:
-        yield f"{path}.{key}: is not a field of a metric"
+    for key in value:
+        if key not in _METRIC:
+            yield f"{path}.{_name(key)}: is not a field of a metric"
     yield from _text(f"{path}.unit", value.get("unit"))
     if ("value" in value) == ("mean" in value):
         yield f"{path}: has {'both' if 'value' in value else 'neither'} value and mean; it tells one of them"
@@ -313,7 +316,7 @@ def _metric(path: str, value: object) -> Iterator[str]:
             yield from _number(f"{path}.{key}", value[key])
     if "mean" in value:
         yield from (f"{path}.{key}: is missing, and there is a mean" for key in ("sd", "n") if key not in value)
-    if "n" in value and (type(value["n"]) is not int or value["n"] < 1):
+    if "n" in value and not (_whole(value["n"]) and value["n"] > 0):
         yield f"{path}.n: is {_shown(value['n'])}, not a whole number above 0"
     if value.get("sd") is not None:
         yield from _duration(f"{path}.sd", value["sd"])
@@ -323,13 +326,14 @@ def _conditions(path: str, value: object) -> Iterator[str]:
     if not isinstance(value, Mapping):
         yield f"{path}: is {_shown(value)}, not an object"
         return
-    for key in value.keys() - set(_CONDITIONS):
-        yield f"{path}.{key}: is not a condition that a record tells; notes may"
+    for key in value:
+        if key not in _CONDITIONS:
+            yield f"{path}.{_name(key)}: is not a condition that a record tells; notes may"
     for key in _CONDITIONS:
         if key not in value:
             yield f"{path}.{key}: is missing; what is not known is null"
-    for key in value.keys() & {"governor", "kernel", "bootloader", "board"}:
-        yield from _text_or_null(f"{path}.{key}", value[key])
+    for key in ("governor", "kernel", "bootloader", "board"):
+        yield from _text_or_null(f"{path}.{key}", value.get(key))
     if "temp_c" in value:
         number = {"before": _number_or_null, "after": _number_or_null}
         yield from _object(f"{path}.temp_c", value["temp_c"], number)
@@ -382,8 +386,9 @@ def _object(path: str, value: object, fields: Mapping[str, Any]) -> Iterator[str
     if not isinstance(value, Mapping):
         yield f"{path}: is {_shown(value)}, not an object"
         return
-    for key in value.keys() - fields.keys():
-        yield f"{path}.{key}: is not one of {', '.join(fields)}"
+    for key in value:
+        if key not in fields:
+            yield f"{path}.{_name(key)}: is not one of {', '.join(fields)}"
     for key, defects_of in fields.items():
         if key in value:
             yield from defects_of(f"{path}.{key}", value[key])
@@ -392,15 +397,20 @@ def _object(path: str, value: object, fields: Mapping[str, Any]) -> Iterator[str
 
 
 def _number(path: str, value: object) -> Iterator[str]:
-    if type(value) not in (int, float):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         yield f"{path}: is {_shown(value)}, not a number"
         return
     try:
-        finite = math.isfinite(cast(float, value))
+        finite = math.isfinite(value)
     except OverflowError:
         finite = False
     if not finite:
         yield f"{path}: is not a finite number"
+
+
+def _whole(value: object) -> bool:
+    # Beyond 2^53 not every reader of JSON keeps a whole number as it is.
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**53
 
 
 def _number_or_null(path: str, value: object) -> Iterator[str]:
@@ -446,6 +456,11 @@ def _writable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _name(key: object) -> str:
+    """A field's name in a message, whatever it is."""
+    return str(key) if isinstance(key, str) and len(key) <= 60 and key.isidentifier() else _shown(key)
 
 
 def _shown(value: object) -> str:
