@@ -42,9 +42,14 @@ options:
     description: How many pings are sent, five each second.
     type: int
     default: 50
-  conditions:
-    description: What was read of this node's state, for the record. Not given, they are noted as unknown.
-    type: dict
+  sysfs:
+    description: Where the kernel shows its devices. For the record's conditions.
+    type: path
+    default: /sys
+  device_tree:
+    description: Where the firmware's description of the board is. For the record's conditions.
+    type: path
+    default: /proc/device-tree
 attributes:
   check_mode:
     description: Measures nothing in check mode, and returns no records.
@@ -83,10 +88,12 @@ problems:
   elements: str
 """
 
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.bramble.net_bench import Measured, NetworkError, Peer, Plan, measure, run_command
+from ansible.module_utils.bramble.conditions import Node, Observation
+from ansible.module_utils.bramble.net_bench import NetworkError, Peer, Plan, measure, record, run_command
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "peers": {
@@ -99,7 +106,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "port": {"type": "int", "default": 5201},
     "seconds": {"type": "int", "default": 5},
     "ping_count": {"type": "int", "default": 50},
-    "conditions": {"type": "dict"},
+    "sysfs": {"type": "path", "default": "/sys"},
+    "device_tree": {"type": "path", "default": "/proc/device-tree"},
 }
 
 
@@ -111,17 +119,21 @@ def main() -> None:
         plan = Plan(params["address"], params["port"], params["seconds"], params["ping_count"])
     except NetworkError as error:
         module.fail_json(msg=str(error), records=[], raw="", problems=[str(error)])
-    measured: list[Measured] = []
-    if not module.check_mode:
-        measured = [measure(peer, plan, run_command, params["conditions"]) for peer in peers]
-    problems = [problem for one in measured for problem in one.problems]
-    answer = {
-        "records": [one.record for one in measured if one.record],
-        "raw": "\n".join(one.raw for one in measured),
-        "problems": problems,
-    }
-    if len(answer["records"]) < len(measured):
-        module.fail_json(msg="; ".join(problems), **answer)
+    node = Node(sysfs=Path(params["sysfs"]), device_tree=Path(params["device_tree"]))
+    answer: dict[str, Any] = {"records": [], "raw": "", "problems": []}
+    nothing = False
+    for peer in [] if module.check_mode else peers:
+        with Observation(node) as seen:
+            measured = measure(peer, plan, run_command)
+        answer["raw"] += measured.raw
+        answer["problems"] += measured.problems
+        if measured.anything:
+            conditions = seen.conditions(measured.notes())
+            answer["records"].append(record(peer, plan, measured, seen.started_at, seen.duration_s, conditions))
+        else:
+            nothing = True
+    if nothing:
+        module.fail_json(msg="; ".join(answer["problems"]), **answer)
     module.exit_json(changed=False, **answer)
 
 

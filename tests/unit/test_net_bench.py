@@ -6,7 +6,6 @@ import json
 import os
 import stat
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +259,10 @@ def test_both_programs_bind_to_the_own_address() -> None:
 # A measurement, with programs whose words are given.
 
 
+PEER = nb.Peer("pi1", "192.168.1.11")
+PLAN = nb.Plan(source="192.168.1.12", seconds=5)
+
+
 class Programs:
     """Answers ping from one list and iperf3 from another; the time passes by one second a command."""
 
@@ -278,15 +281,13 @@ class Programs:
     def sleep(self, seconds: float) -> None:
         self.time += seconds
 
-    def measure(self, **more: Any) -> nb.Measured:
+    def measure(self) -> nb.Measured:
         return nb.measure(
-            nb.Peer("pi1", "192.168.1.11"),
-            nb.Plan(source="192.168.1.12", seconds=5),
+            PEER,
+            PLAN,
             self.run,
             clock=lambda: self.time,
             sleep=self.sleep,
-            now=lambda: datetime(2026, 11, 21, 12, tzinfo=UTC),
-            **more,
         )
 
 
@@ -297,11 +298,8 @@ def good(**more: Any) -> nb.Done:
 def test_a_record_says_all_that_was_measured() -> None:
     programs = Programs([nb.Done(0, HEALTHY)], [good(), good(received=935.5e6, retransmits=4)])
     measured = programs.measure()
-    assert measured.problems == []
-    assert measured.record is not None
-    kernel = measured.record["conditions"].pop("kernel")
-    assert kernel == os.uname().release
-    assert measured.record == {
+    assert (measured.problems, measured.notes()) == ([], [])
+    assert nb.record(PEER, PLAN, measured, "2026-11-21T12:00:00Z", 11.5, {"kernel": "6.12"}) == {
         "started_at": "2026-11-21T12:00:00Z",
         "kind": "net_pair",
         "engine": {"name": "iperf3", "commit": None, "build_key": None, "version": "3.18"},
@@ -316,11 +314,8 @@ def test_a_record_says_all_that_was_measured() -> None:
             "receive": {"value": 935.5, "unit": "Mbit/s"},
             "retransmits": {"value": 7, "unit": "count"},
         },
-        "conditions": {
-            **dict.fromkeys(["temp_c", "throttled", "governor", "bootloader", "board", "power_w", "power_source"]),
-            "notes": [],
-        },
-        "duration_s": 3.0,
+        "conditions": {"kernel": "6.12"},
+        "duration_s": 11.5,
     }
     assert [command[0] for command in programs.asked] == ["ping", "iperf3", "iperf3"]
     assert ["--reverse" in command for command in programs.asked] == [False, False, True]
@@ -328,32 +323,27 @@ def test_a_record_says_all_that_was_measured() -> None:
     assert "sum_received" in measured.raw
 
 
-def test_given_conditions_stand_in_the_record() -> None:
-    given = {"kernel": "6.12.47-rpi", "governor": "performance", "notes": ["fan off"]}
-    measured = Programs([nb.Done(0, DUPLICATED)], [good()]).measure(conditions=given)
-    assert measured.record is not None
-    conditions = measured.record["conditions"]
-    assert (conditions["kernel"], conditions["governor"], conditions["temp_c"]) == ("6.12.47-rpi", "performance", None)
-    assert conditions["notes"] == ["fan off", "2 duplicate answers to ping"]
+def test_duplicates_are_noted() -> None:
+    assert Programs([nb.Done(0, DUPLICATED)], [good()]).measure().notes() == ["2 duplicate answers to ping"]
 
 
 def test_the_rest_stands_when_ping_is_filtered() -> None:
     measured = Programs([nb.Done(1, DEAD)], [good()]).measure()
     assert measured.problems == []
-    assert measured.record is not None
-    assert measured.record["result"]["ping_loss"] == {"value": 100.0, "unit": "%"}
-    assert "ping_avg" not in measured.record["result"]
-    assert measured.record["result"]["send"]["value"] == 941.0
+    found = nb.result(measured)
+    assert found["ping_loss"] == {"value": 100.0, "unit": "%"}
+    assert "ping_avg" not in found
+    assert found["send"]["value"] == 941.0
 
 
 def test_one_direction_that_fails_is_named_and_noted() -> None:
     measured = Programs([nb.Done(0, HEALTHY)], [good(), nb.Done(1, json.dumps(REFUSED))]).measure()
-    assert measured.record is not None
-    assert "receive" not in measured.record["result"]
-    assert measured.record["result"]["retransmits"]["value"] == 3
+    found = nb.result(measured)
+    assert "receive" not in found
+    assert found["retransmits"]["value"] == 3
     [problem] = measured.problems
     assert problem.startswith("receiving from pi1 (192.168.1.11): iperf3: unable to connect")
-    assert measured.record["conditions"]["notes"] == [problem]
+    assert measured.notes() == [problem]
 
 
 def test_a_busy_server_is_asked_again() -> None:
@@ -369,7 +359,7 @@ def test_a_server_that_stays_busy_is_given_up() -> None:
     measured = programs.measure()
     assert len(measured.problems) == 2
     assert "server is busy" in measured.problems[0]
-    assert programs.time < 4 * (nb.BUSY_LIMIT + 2)
+    assert programs.time < nb.limit(PLAN)
 
 
 @pytest.mark.parametrize(
@@ -377,14 +367,14 @@ def test_a_server_that_stays_busy_is_given_up() -> None:
     [
         (nb.Done(127, ""), "iperf3 is not installed"),
         (nb.Done(None, '{"start":'), "did not end within 25 seconds"),
-        (nb.Done(1, "", "usage\niperf3: parameter error\n"), "iperf3: iperf3: parameter error"),
+        (nb.Done(1, "", "usage\niperf3: parameter error\n"), "): iperf3: parameter error"),
         (nb.Done(-9, ""), "exit code -9"),
     ],
 )
 def test_programs_that_fail(done: nb.Done, words: str) -> None:
     measured = Programs([nb.Done(2, "", "ping: bind: Cannot assign requested address\n")], [done]).measure()
-    assert measured.record is None
-    assert measured.problems[0] == "ping to pi1 (192.168.1.11): ping: ping: bind: Cannot assign requested address"
+    assert not measured.anything
+    assert measured.problems[0] == "ping to pi1 (192.168.1.11): ping: bind: Cannot assign requested address"
     assert all(words in problem for problem in measured.problems[1:])
     assert len(measured.problems) == 3
 
@@ -420,6 +410,8 @@ def test_module_measures(capsys: pytest.CaptureFixture[str], programs: Callable[
     assert (answer["changed"], answer["problems"]) == (False, [])
     assert answer["records"][0]["result"]["receive"] == {"value": 941.0, "unit": "Mbit/s"}
     assert "$ ping -n -c 50" in answer["raw"]
+    assert answer["records"][0]["started_at"].endswith("Z")
+    assert answer["records"][0]["conditions"]["kernel"] == os.uname().release
 
 
 def test_module_keeps_the_good_peer_and_fails_for_the_bad(
@@ -430,7 +422,7 @@ def test_module_keeps_the_good_peer_and_fails_for_the_bad(
     answer = run(capsys, peers=[{"name": "a", "address": "127.0.0.1"}, {"name": "b", "address": "127.0.0.2"}])
     assert answer["failed"] is True
     assert [record["params"]["peer"] for record in answer["records"]] == ["a"]
-    assert "ping to b (127.0.0.2): ping: exit code 2" in answer["msg"]
+    assert "ping to b (127.0.0.2): ping ended with exit code 2" in answer["msg"]
 
 
 def test_module_measures_nothing_in_check_mode(

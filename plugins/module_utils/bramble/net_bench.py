@@ -9,14 +9,12 @@ import ipaddress
 import json
 import math
 import os
-import platform
 import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 PING_INTERVAL = 0.2  # seconds; the least that every version of iputils lets an ordinary user ask for: ping(8), -i
 PING_LONGEST = 65535  # packets; icmp_seq has 16 bits: RFC 792
@@ -26,11 +24,7 @@ GRACE = 15  # seconds that a program may take beyond what it was asked for
 BUSY_WAIT = 1.0  # seconds between two attempts at a server that is busy
 BUSY_LIMIT = 15.0  # seconds for which a server may stay busy
 
-# What a record says of its circumstances. A condition that nobody read is null.
-CONDITIONS = (
-    *("temp_c", "throttled", "governor", "kernel", "bootloader", "board", "power_w", "power_source"),
-    "notes",
-)
+Found = TypeVar("Found")
 
 
 class NetworkError(Exception):
@@ -107,11 +101,22 @@ class Transfer:
 
 @dataclass
 class Measured:
-    """What one peer's measurement gave: a partial record if anything was measured, the programs' words, what failed."""
+    """What one peer's measurement gave: what each program found, None where it failed; its words; what failed."""
 
-    record: dict[str, Any] | None = None
+    ping: Ping | None = None
+    send: Transfer | None = None
+    receive: Transfer | None = None
     raw: str = ""
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def anything(self) -> bool:
+        return any((self.ping, self.send, self.receive))
+
+    def notes(self) -> list[str]:
+        """What the record's reader must know beside the figures."""
+        duplicates = self.ping.duplicates if self.ping else 0
+        return [*self.problems, *([f"{duplicates} duplicate answers to ping"] if duplicates else [])]
 
 
 @dataclass(frozen=True)
@@ -254,37 +259,58 @@ def _number(document: object, *keys: str) -> float | None:
 # The record
 
 
-def result(ping: Ping | None, send: Transfer | None, receive: Transfer | None) -> dict[str, dict[str, Any]]:
+def result(measured: Measured) -> dict[str, dict[str, Any]]:
     """The metrics of kind ``net_pair``; what was not measured is not there.
 
     ``send``: this host to the peer; ``receive``: back. ``retransmits``: of both directions, as far as counted.
     """
     found: dict[str, tuple[float | None, str]] = {}
-    if ping:
+    if ping := measured.ping:
         found["ping_min"] = (ping.minimum, "ms")
         found["ping_avg"] = (None if ping.average is None else round(ping.average, 4), "ms")
         found["ping_p99"] = (ping.p99, "ms")
         found["ping_loss"] = (round(ping.loss, 3), "%")
-    transfers = [transfer for transfer in (send, receive) if transfer]
-    found["send"] = (round(send.megabits, 3) if send else None, "Mbit/s")
-    found["receive"] = (round(receive.megabits, 3) if receive else None, "Mbit/s")
+    if measured.send:
+        found["send"] = (round(measured.send.megabits, 3), "Mbit/s")
+    if measured.receive:
+        found["receive"] = (round(measured.receive.megabits, 3), "Mbit/s")
+    transfers = [transfer for transfer in (measured.send, measured.receive) if transfer]
     counted = [transfer.retransmits for transfer in transfers if transfer.retransmits is not None]
     found["retransmits"] = (sum(counted) if counted else None, "count")
     return {name: {"value": value, "unit": unit} for name, (value, unit) in found.items() if value is not None}
+
+
+def record(
+    peer: Peer, plan: Plan, measured: Measured, started_at: str, duration_s: float, conditions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A benchmark record but for ``schema``, ``id``, ``host``, ``raw`` and ``suspect``."""
+    versions = [transfer.version for transfer in (measured.send, measured.receive) if transfer and transfer.version]
+    return {
+        "started_at": started_at,
+        "kind": "net_pair",
+        "engine": {
+            "name": "iperf3",
+            "commit": None,
+            "build_key": None,
+            "version": versions[0] if versions else None,
+        },
+        "model": None,
+        "params": {"peer": peer.name, "peer_address": peer.address, "seconds": plan.seconds},
+        "result": result(measured),
+        "conditions": dict(conditions),
+        "duration_s": duration_s,
+    }
 
 
 def measure(
     peer: Peer,
     plan: Plan,
     run: Run,
-    conditions: Mapping[str, Any] | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-    now: Callable[[], datetime] = lambda: datetime.now(tz=UTC),
 ) -> Measured:
     """Ping, then iperf3 there, then back, against a peer whose iperf3 server runs. Raises nothing."""
     measured = Measured()
-    started_at, began = now(), clock()
     raw: list[str] = []
 
     def attempt(command: list[str], limit: float) -> str:
@@ -297,15 +323,12 @@ def measure(
         # Both tell a failure in their output too; where they do not, their last words do.
         if done.code != 0 and not done.output.strip():
             words = done.errors.strip().splitlines()
-            raise NetworkError(f"{command[0]}: {words[-1][:300] if words else f'exit code {done.code}'}")
+            raise NetworkError(words[-1][:300] if words else f"{command[0]} ended with exit code {done.code}")
         return done.output
 
-    def tried(what: str, act: Callable[[], Any]) -> Any:
-        try:
-            return act()
-        except NetworkError as error:
-            measured.problems.append(f"{what} {peer.name} ({peer.address}): {error}")
-            return None
+    def ping() -> Ping:
+        limit = plan.ping_count * PING_INTERVAL + ANSWER_WAIT + GRACE
+        return parse_ping(attempt(ping_command(peer.address, plan), limit))
 
     def transfer(reverse: bool) -> Transfer:
         until = clock() + BUSY_LIMIT
@@ -318,36 +341,26 @@ def measure(
                     raise
                 sleep(BUSY_WAIT)
 
-    ping_limit = plan.ping_count * PING_INTERVAL + ANSWER_WAIT + GRACE
-    ping = tried("ping to", lambda: parse_ping(attempt(ping_command(peer.address, plan), ping_limit)))
-    send = tried("sending to", lambda: transfer(False))
-    receive = tried("receiving from", lambda: transfer(True))
+    def tried(what: str, act: Callable[[], Found]) -> Found | None:
+        try:
+            return act()
+        except NetworkError as error:
+            measured.problems.append(f"{what} {peer.name} ({peer.address}): {error}")
+            return None
 
+    measured.ping = tried("ping to", ping)
+    measured.send = tried("sending to", lambda: transfer(False))
+    measured.receive = tried("receiving from", lambda: transfer(True))
     measured.raw = "\n".join(raw)
-    if ping is None and send is None and receive is None:
-        return measured
-    notes = list(measured.problems)
-    if ping and ping.duplicates:
-        notes.append(f"{ping.duplicates} duplicate answers to ping")
-    given = dict.fromkeys(CONDITIONS) | dict(conditions or {})
-    versions = [transfer.version for transfer in (send, receive) if transfer and transfer.version]
-    measured.record = {
-        "started_at": started_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "kind": "net_pair",
-        "engine": {
-            "name": "iperf3",
-            "commit": None,
-            "build_key": None,
-            "version": versions[0] if versions else None,
-        },
-        "model": None,
-        "params": {"peer": peer.name, "peer_address": peer.address, "seconds": plan.seconds},
-        "result": result(ping, send, receive),
-        "conditions": given
-        | {"kernel": given["kernel"] or platform.release(), "notes": [*(given["notes"] or []), *notes]},
-        "duration_s": round(clock() - began, 1),
-    }
     return measured
+
+
+def limit(plan: Plan) -> float:
+    """The longest that ``measure`` may take, in seconds: what keeps a server up must last that long for each client."""
+    ping = plan.ping_count * PING_INTERVAL + ANSWER_WAIT + GRACE
+    # An attempt that begins just before the limit of waiting still runs to its end.
+    transfer = BUSY_LIMIT + BUSY_WAIT + plan.seconds + CONNECT_WAIT + GRACE
+    return ping + 2 * transfer
 
 
 def run_command(command: Sequence[str], limit: float) -> Done:
@@ -382,8 +395,8 @@ def matrix(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of all ordered pairs of the nodes that appear in records of kind ``net_pair`` (those with ``host``).
 
     Each row: ``source``, ``destination``, ``megabits`` (Mbit/s from one to the other), ``ping_avg``, ``ping_p99`` (ms),
-    ``ping_loss`` (%), ``at`` (``started_at``), ``record`` (its id); None where nobody measured, or it failed. One record
-    holds both directions. A pair's latest record gives all figures of its two rows.
+    ``ping_loss`` (%), ``at`` (``started_at``), ``record`` (its id); None where nobody measured, or it failed. One
+    record holds both directions. A pair's latest gives all figures of its two rows.
     """
     pairs = [record for record in records if _is_pair(record)]
     names = sorted({str(name) for record in pairs for name in (record["host"], record["params"]["peer"])})
