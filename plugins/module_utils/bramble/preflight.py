@@ -1,7 +1,7 @@
 """What stands in the way before anything is changed: the problems of all nodes at once, each with its fix.
 
-A pure function of what `pi_facts` and `hailo_facts` say, of Ansible's own facts, and of what the nodes are to do. An
-error is what would make the run fail or its figures worthless; what is not known is at most a note. Standard library only.
+A pure function of what `pi_facts`, `hailo_facts` and Ansible's own facts say, and of what the nodes are to do. An error
+is what would make the run fail or its figures worthless; what is not known is at most a note.
 """
 
 from __future__ import annotations
