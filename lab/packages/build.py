@@ -339,7 +339,8 @@ def zoo(blobs: Mapping[str, bytes]) -> Package:
         "hailo-gen-ai-model-zoo",
         "5.1.1",
         "hailo-ollama and the manifests of its models",
-        {"Depends": "python3"},
+        # The libraries of llama-server, which stands in for the processor.
+        {"Depends": "python3, libgomp1, libstdc++6"},
         files,
         conffiles=["etc/xdg/hailo-ollama/hailo-ollama.json"],
     )

@@ -519,7 +519,8 @@ class Npu:
         command += ["--ctx-size", str(settings.context), "--threads", str(settings.threads), "--parallel", "1"]
         try:
             child = self.spawner.start(command)
-        except OSError:
+        except OSError as error:
+            print(f"EMULATION: {settings.llama_server} does not run: {error}", file=sys.stderr)
             raise Refused("Failed to create LLM") from None
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and child.poll() is None:
@@ -530,6 +531,7 @@ class Npu:
                     if connection.getresponse().status == 200:
                         return port
             time.sleep(0.05)
+        print(f"EMULATION: {settings.llama_server} does not run: {child.poll()}", file=sys.stderr)
         self.spawner.end()
         hailort("CHECK_SUCCESS failed with status=HAILO_INTERNAL_FAILURE(8) - Failed to create LLM")
         raise Refused("Failed to create LLM")
@@ -981,11 +983,11 @@ SPAWNER = Spawner()
 
 
 def die(number: signal.Signals) -> NoReturn:
+    """Ends this program by a signal that it does not handle, and its child with it."""
     SPAWNER.end()
     sys.stdout.flush()
     sys.stderr.flush()
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)
     os._exit(128 + number)
 
 
