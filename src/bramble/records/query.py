@@ -39,6 +39,8 @@ def _same_number(value: Any) -> Any:
     """10.0 as 10: the same parameter, however the module wrote it."""
     if isinstance(value, list):
         return [_same_number(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _same_number(item) for key, item in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast, get_args
 
@@ -70,6 +70,7 @@ class Temperature(TypedDict):
 
     before: float | None
     after: float | None
+    max: NotRequired[float | None]
 
 
 class Throttled(TypedDict):
@@ -283,10 +284,7 @@ def _params(path: str, value: object) -> Iterator[str]:
     if not isinstance(value, Mapping):
         yield f"{path}: is {_shown(value)}, not an object"
         return
-    for name, item in value.items():
-        yield from _text(f"the name {path}.{_name(name)}", name)
-        for part in item if isinstance(item, list) else [item]:
-            yield from _plain(f"{path}.{_name(name)}", part)
+    yield from _plain(path, value)
 
 
 def _result(path: str, value: object) -> Iterator[str]:
@@ -298,6 +296,7 @@ def _result(path: str, value: object) -> Iterator[str]:
         yield from _metric(f"{path}.{_name(name)}", item)
 
 
+_DEPTH = 8
 _METRIC = frozenset({"unit", "value", "mean", "sd", "n", "p50", "p95", "min", "max"})
 
 
@@ -305,10 +304,11 @@ def _metric(path: str, value: object) -> Iterator[str]:
     if not isinstance(value, Mapping):
         yield f"{path}: is {_shown(value)}, not an object"
         return
-    for key in value:
-        if key not in _METRIC:
-            yield f"{path}.{_name(key)}: is not a field of a metric"
-    yield from _text(f"{path}.unit", value.get("unit"))
+    yield from _more(path, value, _METRIC)
+    if "unit" in value:
+        yield from _text(f"{path}.unit", value["unit"])
+    else:
+        yield f"{path}.unit: is missing"
     if ("value" in value) == ("mean" in value):
         yield f"{path}: has {'both' if 'value' in value else 'neither'} value and mean; it tells one of them"
     for key in ("value", "mean", "p50", "p95", "min", "max"):
@@ -326,9 +326,7 @@ def _conditions(path: str, value: object) -> Iterator[str]:
     if not isinstance(value, Mapping):
         yield f"{path}: is {_shown(value)}, not an object"
         return
-    for key in value:
-        if key not in _CONDITIONS:
-            yield f"{path}.{_name(key)}: is not a condition that a record tells; notes may"
+    yield from _more(path, value, _CONDITIONS)
     for key in _CONDITIONS:
         if key not in value:
             yield f"{path}.{key}: is missing; what is not known is null"
@@ -386,14 +384,20 @@ def _object(path: str, value: object, fields: Mapping[str, Any]) -> Iterator[str
     if not isinstance(value, Mapping):
         yield f"{path}: is {_shown(value)}, not an object"
         return
-    for key in value:
-        if key not in fields:
-            yield f"{path}.{_name(key)}: is not one of {', '.join(fields)}"
+    yield from _more(path, value, fields)
     for key, defects_of in fields.items():
         if key in value:
             yield from defects_of(f"{path}.{key}", value[key])
         else:
             yield f"{path}.{key}: is missing; what is not known is null"
+
+
+def _more(path: str, value: Mapping[Any, object], known: Container[object]) -> Iterator[str]:
+    """A module may tell more than a record must: a measurement that took minutes is not thrown away for that."""
+    for key, item in value.items():
+        if key not in known:
+            yield from _text(f"the name {path}.{_name(key)}", key)
+            yield from _plain(f"{path}.{_name(key)}", item)
 
 
 def _number(path: str, value: object) -> Iterator[str]:
@@ -438,9 +442,18 @@ def _texts(path: str, value: object) -> Iterator[str]:
         yield from _text(f"{path}[{number}]", item)
 
 
-def _plain(path: str, value: object) -> Iterator[str]:
-    """Text, number, truth value or null."""
-    if isinstance(value, str):
+def _plain(path: str, value: object, depth: int = 0) -> Iterator[str]:
+    """Text, number, truth value, null; lists and objects of those."""
+    if depth > _DEPTH:
+        yield f"{path}: is nested more than {_DEPTH} deep"
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _text(f"the name {path}.{_name(key)}", key)
+            yield from _plain(f"{path}.{_name(key)}", item, depth + 1)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _plain(f"{path}[{number}]", item, depth + 1)
+    elif isinstance(value, str):
         if not _writable(value):
             yield f"{path}: holds half of a character (a lone surrogate)"
     elif value is not None and not isinstance(value, bool):
