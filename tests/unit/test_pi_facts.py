@@ -536,7 +536,7 @@ def test_programs_are_asked_at_the_same_time(tmp_path: Path, monkeypatch: pytest
     began = time.monotonic()
     answers = ask({str(number): Question(("slow", str(number)), 5) for number in range(6)})
     assert [answer.output for answer in answers.values()] == [f"{number}\n" for number in range(6)]
-    assert time.monotonic() - began < 1.2
+    assert time.monotonic() - began < 2  # one after another: 2.4
 
 
 def test_a_program_that_hangs_is_stopped_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
