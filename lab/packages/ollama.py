@@ -354,7 +354,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
             text, reason = "", "stop"
             timings: Json = {}
-            request = self.request(messages, body.get("options") or {})
+            request = self.wanted(messages, body.get("options") or {})
             with contextlib.closing(RUNNER.ask(request)) as lines:
                 for line in lines:
                     if not line.startswith(b"data: {"):
@@ -391,7 +391,7 @@ class Handler(BaseHTTPRequestHandler):
         return {"model": name, "created_at": timestamp(time.time_ns()), **spoken}
 
     @staticmethod
-    def request(messages: Any, options: Json) -> Json:
+    def wanted(messages: Any, options: Json) -> Json:
         body: Json = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
         body["max_tokens"] = limited(options) or ANSWER_TOKENS
         for key in ("temperature", "seed", "top_k", "top_p", "stop"):
