@@ -2,8 +2,8 @@
 """EMULATION for the lab: `ollama serve`, as much of it as this project uses, in Ollama's formats.
 
 Its tokens come from the llama-server that /etc/bramble-lab/hat.json names, at that program's own speed. Any model of
-`LIBRARY` can be pulled: each is the same small GGUF from the node's file server. It honours OLLAMA_HOST, OLLAMA_MODELS and
-OLLAMA_KEEP_ALIVE; it has no other command than `serve` and `--version`.
+`LIBRARY` can be pulled: each is the same small GGUF from the node's file server. It honours OLLAMA_HOST, OLLAMA_MODELS
+and OLLAMA_KEEP_ALIVE; it has no other command than `serve` and `--version`.
 """
 
 from __future__ import annotations
@@ -242,8 +242,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     started = False
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the parent's name
-        print(f'[GIN] {self.command} "{self.path}" {args[1] if len(args) > 1 else ""}', flush=True)
+    def log_message(self, *_: object) -> None:
+        print(f'[GIN] {self.command} "{self.path}"', flush=True)
 
     def do_GET(self) -> None:
         self.started = False
@@ -352,8 +352,9 @@ class Handler(BaseHTTPRequestHandler):
             if nothing:
                 self.answer({**self.said(name, "", chat), "done": True, "done_reason": "load"})
                 return
-            text, reason, timings = "", "stop", {}
-            request = self.request(messages, body.get("options") or {})
+            text, reason = "", "stop"
+            timings: Json = {}
+            request = self.wanted(messages, body.get("options") or {})
             with contextlib.closing(RUNNER.ask(request)) as lines:
                 for line in lines:
                     if not line.startswith(b"data: {"):
@@ -390,7 +391,7 @@ class Handler(BaseHTTPRequestHandler):
         return {"model": name, "created_at": timestamp(time.time_ns()), **spoken}
 
     @staticmethod
-    def request(messages: Any, options: Json) -> Json:
+    def wanted(messages: Any, options: Json) -> Json:
         body: Json = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
         body["max_tokens"] = limited(options) or ANSWER_TOKENS
         for key in ("temperature", "seed", "top_k", "top_p", "stop"):
@@ -472,21 +473,21 @@ def stop(*_: object) -> NoReturn:
     os._exit(0)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> NoReturn:
     global STORE
     if arguments[:1] in (["--version"], ["-v"]):
         print(f"Warning: could not connect to a running Ollama instance\nWarning: client version is {VERSION}")
-        return 0
+        sys.exit(0)
     if arguments[:1] != ["serve"]:
         print("Error: this EMULATION for the lab knows only `ollama serve` and `ollama --version`", file=sys.stderr)
-        return 1
+        sys.exit(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         STORE = Store()
         server = ThreadingHTTPServer(address(), Handler)
     except OSError as error:
         print(f"Error: {error}", file=sys.stderr)
-        return 1
+        sys.exit(1)
     server.daemon_threads = True
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -499,4 +500,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])
