@@ -190,8 +190,10 @@ def parse_output(text: str) -> list[dict[str, Any]]:
         begun = True
         try:
             tests, _ = decoder.raw_decode(text, text.index("[", start.start()))
-        except (ValueError, RecursionError):
+        except ValueError:
             continue
+        except RecursionError:
+            break
         if isinstance(tests, list) and tests and all(isinstance(test, dict) for test in tests):
             return tests
     if begun:
