@@ -140,7 +140,7 @@ def _parse(line: bytes, host: str) -> Record:
     value = _json(line)
     record = check(value)
     if record["host"] != host:
-        raise RecordError(f"host: is {record['host']}, and the file is that of {host}")
+        raise RecordError(f"host: is {record['host']!r}, and the file is that of {ascii(host)}")
     if record["id"] != identify(record):
         raise RecordError("id: is not that of the rest of the line, which was changed after it was measured")
     return record
@@ -149,6 +149,8 @@ def _parse(line: bytes, host: str) -> Record:
 def _json(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8"), parse_constant=_refuse)
+    except RecordError:
+        raise
     except UnicodeDecodeError as error:
         raise RecordError("not UTF-8") from error
     except json.JSONDecodeError as error:
