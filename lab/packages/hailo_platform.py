@@ -42,7 +42,8 @@ class Device:
     def __init__(self, device_id: str | None = None) -> None:
         if not Device.scan():
             raise HailoRTException("libhailort failed with error: 36 (HAILO_DRIVER_OPERATION_FAILED)")
-        if (_FAULTS / "version-mismatch").exists():
+        driver = (_SYS / "module/hailo1x_pci/version").read_text(encoding="ascii")
+        if driver != (_ROOT / "usr/lib/bramble-lab/libhailort").read_text(encoding="ascii"):
             raise HailoRTException("libhailort failed with error: 76 (HAILO_INVALID_DRIVER_VERSION)")
         self.device_id = device_id or ADDRESS
         self.control = _Control()

@@ -1,9 +1,9 @@
 #!/usr/bin/python3 -I
 """EMULATION for the lab: `ollama serve`, as much of it as this project uses, in Ollama's formats.
 
-Its tokens come from the llama-server that /etc/bramble-lab/hat.json names, at that program's own speed. Any model of
-`LIBRARY` can be pulled: each is the same small GGUF from the node's file server. It honours OLLAMA_HOST, OLLAMA_MODELS
-and OLLAMA_KEEP_ALIVE; it has no other command than `serve` and `--version`.
+Its tokens come from the llama-server that /etc/bramble-lab/hat.json names, at `ollama_tokens_per_second` of that file.
+Any model of `LIBRARY` can be pulled: each is the same small GGUF from the node's file server. It honours OLLAMA_HOST,
+OLLAMA_MODELS and OLLAMA_KEEP_ALIVE; it has no other command than `serve` and `--version`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ BLOB_URL = os.environ.get("BRAMBLE_LAB_OLLAMA_BLOB", "http://127.0.0.1:8099/olla
 # Random weights do not end an answer by themselves.
 ANSWER_TOKENS = 128
 CONTEXT = 2048
+# No more than a Pi's memory could feed a small model with.
+TOKENS_PER_SECOND = 50.0
 
 Json = dict[str, Any]
 
@@ -52,6 +54,15 @@ class ApiError(Exception):
 
 def timestamp(nanoseconds: int) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(nanoseconds // 10**9))}.{nanoseconds % 10**9:09d}Z"
+
+
+def settings() -> Json:
+    """/etc/bramble-lab/hat.json; nothing if it is not there."""
+    try:
+        found = json.loads((ROOT / "etc/bramble-lab/hat.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def seconds(value: Any) -> float:
@@ -166,10 +177,7 @@ class Runner:
         return time.monotonic_ns() - began
 
     def _start(self, blob: Path) -> None:
-        try:
-            server = json.loads((ROOT / "etc/bramble-lab/hat.json").read_bytes())["llama_server"]
-        except (OSError, ValueError, KeyError):
-            server = "/opt/llama.cpp/current/bin/llama-server"
+        server = str(settings().get("llama_server", "/opt/llama.cpp/current/bin/llama-server"))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -355,6 +363,8 @@ class Handler(BaseHTTPRequestHandler):
             text, reason = "", "stop"
             timings: Json = {}
             request = self.wanted(messages, body.get("options") or {})
+            rate = float(settings().get("ollama_tokens_per_second", TOKENS_PER_SECOND))
+            first = 0
             with contextlib.closing(RUNNER.ask(request)) as lines:
                 for line in lines:
                     if not line.startswith(b"data: {"):
@@ -364,9 +374,13 @@ class Handler(BaseHTTPRequestHandler):
                     for choice in chunk["choices"]:
                         piece = choice["delta"].get("content") or ""
                         text += piece
+                        first = first or time.monotonic_ns()
+                        if piece:
+                            time.sleep(1 / rate)
                         reason = choice.get("finish_reason") or reason
                         if piece and body.get("stream", True):
                             self.line({**self.said(name, piece, chat), "done": False})
+            spent = time.monotonic_ns() - (first or time.monotonic_ns())
             if reason == "length" and not limited(body.get("options") or {}):
                 reason = "stop"
         final = {
@@ -377,7 +391,7 @@ class Handler(BaseHTTPRequestHandler):
             "prompt_eval_count": int(timings.get("prompt_n", 0)),
             "prompt_eval_duration": round(timings.get("prompt_ms", 0) * 1e6),
             "eval_count": int(timings.get("predicted_n", 0)),
-            "eval_duration": round(timings.get("predicted_ms", 0) * 1e6),
+            "eval_duration": spent,
         }
         if body.get("stream", True):
             self.line({**self.said(name, "", chat), **final})
@@ -414,6 +428,8 @@ class Handler(BaseHTTPRequestHandler):
                 for line in lines:
                     if line.startswith(b"data: {"):
                         chunk = json.loads(line[6:])
+                        if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+                            time.sleep(1 / float(settings().get("ollama_tokens_per_second", TOKENS_PER_SECOND)))
                         chunk.pop("timings", None)
                         line = b"data: " + json.dumps({**chunk, "model": name}).encode() + b"\n"
                     self.chunk(line, "text/event-stream")

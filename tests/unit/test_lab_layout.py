@@ -3,9 +3,12 @@
 import ipaddress
 from itertools import combinations
 
+import jinja2
 import pytest
+import yaml
 from ansible.module_utils.bramble.lab import MAXIMUM_NODES, LabError, layout, subnet_of
 from ansible.module_utils.bramble.network import in_networks
+from by_path import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +64,16 @@ def test_a_lab() -> None:
             {"name": "outsider1", "container": "lab-x-outsider1", "address": "10.77.0.121", "member": False},
         ],
     }
+
+
+@pytest.mark.parametrize("hats", [[], ["pi1"], ["pi2", "pi3"]])
+def test_the_inventory_has_the_hats(hats: list[str]) -> None:
+    text = (ROOT / "roles/lab/templates/hosts.yml.j2").read_text()
+    template = jinja2.Environment(trim_blocks=True).from_string(text)
+    written = template.render(lab_name="lab-x", lab_hat_nodes=hats, __lab_layout=layout("lab-x", 3))
+    groups = yaml.safe_load(written)["all"]["children"]
+    assert groups["hailo"]["hosts"] == dict.fromkeys(hats)
+    assert list(groups["cluster"]["hosts"]) == ["pi1", "pi2", "pi3"]
 
 
 @pytest.mark.parametrize(

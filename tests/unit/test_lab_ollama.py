@@ -133,6 +133,7 @@ def test_generate_and_chat(pulled: Server) -> None:
     assert {"total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_duration"} <= set(
         last
     )
+    assert last["eval_duration"] / 1e9 == pytest.approx(7 / 50, abs=0.1)
     body = {
         "model": MODEL,
         "messages": [{"role": "user", "content": "hi"}],
