@@ -322,9 +322,9 @@ def test_habits_are_forgiven_where_the_item_is_not_about_them(entry: dict[str, A
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id": ""}, "the item at place 1: id must be a str and not empty"),
-        ({"prompt": None}, "x: prompt must be a str"),
-        ({"max_tokens": True}, "max_tokens must be a int"),
+        ({"id": ""}, "the item at place 1: id must be of type str and not empty"),
+        ({"prompt": None}, "x: prompt must be of type str"),
+        ({"max_tokens": True}, "max_tokens must be of type int"),
         ({"max_tokens": -1}, "max_tokens must be at least 1"),
         ({"category": "Hard Questions"}, "category must be a word in lower case"),
         ({"check": {"value": 1}}, r"check\.kind must be one of number, .*, is None"),
@@ -534,7 +534,7 @@ def test_parse_answer_survives_any_bytes(api: Any, status: int, content: bytes) 
 
 
 class Emulation(BaseHTTPRequestHandler):
-    """Like hailo-ollama it refuses a body that is not declared as JSON, and wrong types; it has errors of status 200."""
+    """Like hailo-ollama it refuses a body not declared as JSON, and wrong types, and has errors with status 200."""
 
     protocol_version = "HTTP/1.1"
     server: Any
@@ -672,7 +672,7 @@ def test_module_fails_when_the_server_does(capsys: pytest.CaptureFixture[str], t
     [
         ({"model": "nope:1b"}, r"cannot load it: model 'nope:1b' not found"),
         ({"url": "ftp://127.0.0.1"}, "url: expected http://address:port"),
-        ({"items": [{"id": "x"}]}, "items: x: category must be a str"),
+        ({"items": [{"id": "x"}]}, "items: x: category must be of type str"),
         ({"timeout": 0}, "timeout must be 1 or more"),
     ],
 )

@@ -348,7 +348,7 @@ def _place(number: int, entry: Mapping[str, Any]) -> str:
 
 def _defects(entry: Mapping[str, Any]) -> Iterator[str]:
     wrong = [
-        f"{name} must be a {kind.__name__} and not empty, is {entry.get(name)!r:.60}"
+        f"{name} must be of type {kind.__name__} and not empty, is {entry.get(name)!r:.60}"
         for name, kind in _FIELDS.items()
         if not isinstance(entry.get(name), kind) or isinstance(entry.get(name), bool) or not entry[name]
     ]
