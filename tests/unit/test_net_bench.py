@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import net_bench as module
+from bramble.records.schema import partial_defects
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -424,6 +425,7 @@ def test_module_measures(capsys: pytest.CaptureFixture[str], programs: Callable[
     assert "$ ping -n -c 50" in answer["raw"]
     assert answer["records"][0]["started_at"].endswith("Z")
     assert answer["records"][0]["conditions"]["kernel"] == os.uname().release
+    assert partial_defects(answer["records"][0]) == []
 
 
 def test_module_keeps_the_good_peer_and_fails_for_the_bad(

@@ -1,0 +1,208 @@
+#!/usr/bin/python
+"""Ansible module: how well a model answers, by an exam that is marked by rules."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: quality_exam
+short_description: Examine a model at an Ollama or OpenAI address
+description:
+  - Puts each item to the model, one after the other, at temperature 0 and with a fixed seed, marks the answers, and
+    returns one partial benchmark record with the share of right ones, in all and by category, each with its 95 %
+    interval (Wilson).
+  - Nothing that the model writes is run. Habits of chat (bold, code fences, a full stop) are forgiven, except in the
+    category V(format).
+  - A request that fails counts as wrong and is named in the record's notes. When five in succession fail, the module
+    fails and there is no record.
+options:
+  url:
+    description: The address, C(http://address:port), with what stands before C(/api) or C(/v1), if anything does.
+    type: str
+    required: true
+  api:
+    description: Its language. V(auto) takes V(ollama) if it has C(/api/version), V(openai) if it has C(/v1/models).
+    type: str
+    choices: [auto, ollama, openai]
+    default: auto
+  model:
+    description: The model's name, as the address has it.
+    type: str
+    required: true
+  items:
+    description:
+      - The questions. Other fields than these are ignored.
+    type: list
+    elements: dict
+    required: true
+  exam:
+    description: The exam's name. The record has it with eight hex digits of the items behind it.
+    type: str
+    default: bramble
+  timeout:
+    description: Seconds that a request may wait for its answer, and the loading of the model.
+    type: int
+    default: 600
+  engine:
+    description:
+      - What the record is to say of the engine where the server does not say it, or says it wrongly - hailo-ollama does
+        not tell its version.
+    type: dict
+    default: {}
+    suboptions:
+      name:
+        description: Its name.
+        type: str
+      version:
+        description: Its version.
+        type: str
+      commit:
+        description: The commit that it was built from.
+        type: str
+      build_key:
+        description: The key of its build.
+        type: str
+  model_facts:
+    description: What the record is to say of the model where the server does not say it.
+    type: dict
+    default: {}
+    suboptions:
+      sha256:
+        description: The checksum of its file.
+        type: str
+      quant:
+        description: Its quantisation.
+        type: str
+      bytes:
+        description: The size of its file.
+        type: int
+  build:
+    description:
+      - C(build.json) of this node's llama.cpp. Its key is taken if the address is of this node and has its commit.
+    type: path
+    default: /opt/llama.cpp/current/build.json
+  sysfs:
+    description: Where the kernel's C(/sys) is.
+    type: path
+    default: /sys
+  device_tree:
+    description: Where the board's device tree is.
+    type: path
+    default: /proc/device-tree
+attributes:
+  check_mode:
+    description: Checks the items, asks nothing and returns no records.
+    support: partial
+  diff_mode:
+    description: Changes nothing.
+    support: none
+notes:
+  - An item is a dict with C(id), C(category), C(prompt), C(max_tokens) and C(check). C(check.kind) is one of C(number),
+    C(exact), C(one_of), C(contains_all), C(regex), C(json_equals), C(json_schema), C(lines), C(word_count) and
+    C(python_result).
+  - An Ollama loads the model, and drops another one for it if its memory takes only one.
+author: The Bramble authors
+"""
+
+EXAMPLES = r"""
+- name: Examine what the HAT serves
+  quality_exam:
+    url: http://127.0.0.1:8000
+    model: qwen2.5-instruct:1.5b
+    items: "{{ lookup('ansible.builtin.file', 'exam.json') | from_json }}"
+  register: measured
+
+- name: Ask one thing
+  quality_exam:
+    url: http://192.168.1.11:8080
+    model: qwen2.5-3b-instruct-q4_k_m
+    exam: trial
+    items:
+      - id: capital
+        category: knowledge
+        prompt: What is the capital of France? Reply with its name only.
+        max_tokens: 16
+        check: {kind: exact, value: Paris}
+"""
+
+RETURN = r"""
+records:
+  description: One partial benchmark record of kind C(quality); none in check mode.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - kind: quality
+      started_at: "2026-11-21T12:00:00Z"
+      engine: {name: hailo-ollama, commit: null, build_key: null, version: null}
+      model: {name: "qwen2.5-instruct:1.5b", sha256: null, quant: Q4_0, bytes: 1640000000}
+      params: {exam: bramble-0123abcd, items: 72, api: ollama}
+      result:
+        score: {value: 0.75, n: 72, unit: share, low: 0.6391, high: 0.8357}
+        score_knowledge: {value: 0.9167, n: 12, unit: share, low: 0.6461, high: 0.9851}
+      conditions: {power_w: 3.1, power_source: pmic, notes: []}
+      duration_s: 140.2
+raw:
+  description: For each item its answer as it came and the verdict, one JSON object a line.
+  returned: always
+  type: str
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.bramble.conditions import Node
+from ansible.module_utils.bramble.exam import ExamError, examine, raw_log, read_items
+from ansible.module_utils.bramble.http_bench import Server
+from ansible.module_utils.bramble.llama_bench import BenchError
+
+ENGINE = {name: {"type": "str"} for name in ("name", "version", "commit", "build_key")}
+MODEL_FACTS = {"sha256": {"type": "str"}, "quant": {"type": "str"}, "bytes": {"type": "int"}}
+
+
+def main() -> None:
+    module: Any = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "api": {"type": "str", "choices": ["auto", "ollama", "openai"], "default": "auto"},
+            "model": {"type": "str", "required": True},
+            "items": {"type": "list", "elements": "dict", "required": True},
+            "exam": {"type": "str", "default": "bramble"},
+            "timeout": {"type": "int", "default": 600},
+            "engine": {"type": "dict", "default": {}, "options": ENGINE},
+            "model_facts": {"type": "dict", "default": {}, "options": MODEL_FACTS},
+            "build": {"type": "path", "default": "/opt/llama.cpp/current/build.json"},
+            "sysfs": {"type": "path", "default": "/sys"},
+            "device_tree": {"type": "path", "default": "/proc/device-tree"},
+        },
+        supports_check_mode=True,
+    )
+    options = module.params
+    if options["timeout"] < 1 or not options["model"].strip():
+        module.fail_json(msg="timeout must be 1 or more, and model must not be empty", records=[], raw="")
+    try:
+        items = read_items(options["items"])
+        server = Server(options["url"], options["timeout"])
+        if module.check_mode:
+            module.exit_json(changed=False, records=[], raw="")
+        record, raw = examine(
+            server,
+            options["api"],
+            options["model"],
+            items,
+            Node(sysfs=Path(options["sysfs"]), device_tree=Path(options["device_tree"])),
+            exam=options["exam"],
+            builds=Path(options["build"]),
+            engine=options["engine"],
+            facts=options["model_facts"],
+        )
+    except ExamError as error:
+        place = f"{options['url']}: model {options['model']}: " if error.verdicts else ""
+        module.fail_json(msg=f"{place}{error}", records=[], raw=raw_log(error.verdicts))
+    except BenchError as error:
+        module.fail_json(msg=str(error), records=[], raw="")
+    module.exit_json(changed=False, records=[record], raw=raw)
+
+
+if __name__ == "__main__":
+    main()
