@@ -1,4 +1,4 @@
-"""Emulations of llama-server, Ollama and hailo-ollama for the benchmark's tests, on a clock that stands still by itself.
+"""Emulations of llama-server, Ollama and hailo-ollama, on a clock that stands still by itself.
 
 Only the server moves the clock, by the delay that its script has before each chunk, and only when the client has read
 what was sent before: so figures are exact, and nothing waits. Fields, line ends and errors as the real ones have them:
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,7 +58,7 @@ class Script:
     status: int = 200
     body: bytes | None = None  # an answer that is no stream
     cut: bool = False  # the connection ends without the stream's end
-    hang: float = 0.0  # real seconds before anything is sent
+    silent: bool = False  # nothing comes after these chunks until the emulation ends
 
 
 def ndjson(*lines: dict[str, Any], end: str = "\n") -> list[bytes]:
@@ -106,6 +105,7 @@ class Emulation:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    ended: threading.Event = field(default_factory=threading.Event)
     barrier: threading.Barrier | None = None
     url: str = ""
 
@@ -126,6 +126,7 @@ class Emulation:
         try:
             yield self
         finally:
+            self.ended.set()
             server.shutdown()
             server.server_close()
 
@@ -202,8 +203,6 @@ class Handler(BaseHTTPRequestHandler):
         if own.barrier is not None and len(own.bodies) > 1:  # the first one is the warm-up, or loads the model
             own.barrier.wait(LIMIT)
         script = own.script()
-        if script.hang:
-            time.sleep(script.hang)
         if script.body is not None:
             self.plain(script.status, script.body)
             return
@@ -217,6 +216,8 @@ class Handler(BaseHTTPRequestHandler):
                 own.clock.advance(delay)
             self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
             self.wfile.flush()
-        if not script.cut:
+        if script.silent:
+            own.ended.wait(LIMIT)
+        elif not script.cut:
             self.wfile.write(b"0\r\n\r\n")
         self.close_connection = True

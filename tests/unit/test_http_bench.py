@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ansible.module_utils.bramble import http_bench as hb
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.llama_bench import BenchError
 from ansible.module_utils.testing import patch_module_args
-from http_bench_emulation import MODEL, OATPP_500, Clock, Emulation, Script, ndjson, ollama, openai
+from http_bench_emulation import LIMIT, MODEL, OATPP_500, Clock, Emulation, Script, ndjson, ollama, openai
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -404,10 +405,21 @@ def test_a_model_that_is_not_there_is_named(kind: str) -> None:
         measured(emulation, name="nope:1b")
 
 
-def test_an_answer_that_takes_too_long_is_an_error() -> None:
-    emulation = Emulation("llama-server", None, [Script(hang=3, body=b"{}")])
+@pytest.mark.parametrize("chunks", [[], [(0.0, b"\n")]])
+def test_an_answer_that_takes_too_long_is_an_error(chunks: list[tuple[float, bytes]]) -> None:
+    emulation = Emulation("llama-server", None, [Script(chunks, silent=True)])
     with emulation.serving(), pytest.raises(hb.AnswerError, match=r"no whole answer within 0.2 s \(timeout\)"):
         hb.Server(emulation.url, 0.2).stream("openai", {"model": MODEL})
+
+
+def test_silence_is_waited_out_no_longer_than_the_rest_of_the_time() -> None:
+    # 99.9 of 100 s are over, by the emulation's clock, when the server falls silent.
+    clock = Clock()
+    emulation = Emulation("ollama", clock, [Script([(99.9, b"\n")], silent=True)])
+    begin = time.monotonic()
+    with emulation.serving(), pytest.raises(hb.AnswerError, match="no whole answer within 100 s"):
+        hb.Server(emulation.url, 100, clock).stream("ollama", {"model": MODEL})
+    assert time.monotonic() - begin < LIMIT
 
 
 def test_an_answer_that_trickles_on_is_stopped_too() -> None:
