@@ -24,7 +24,7 @@ signal() {
 # The host's end of the node's eth0, by the index that the node's end names.
 link() {
     index=$(nsenter --target "$(pid)" --net ip -o link show eth0 | sed 's/.*eth0@if\([0-9]*\):.*/\1/')
-    ip -o link | awk -F'[ :@]+' -v index_="$index" '$1 == index_ { print $2 }'
+    ip -o link 2>/dev/null | awk -F'[ :@]+' -v index_="$index" '$1 == index_ { print $2 }'
 }
 
 case $how in

@@ -45,6 +45,7 @@ UNIT
     chmod 0440 "$work/etc/sudoers.d/010_pi-nopasswd"
     python3 "$here/packages/build.py" "$gguf" "$work"
     install -D -m 0755 "$here/hardware/lab_hardware.py" "$work/usr/lib/bramble-lab/hardware"
+    install -D -m 0755 -t "$work/usr/lib/bramble-lab" "$here/hardware/init"
     install -D -m 0755 -t "$work/usr/bin" "$here/hardware/vcgencmd" "$here/hardware/rpi-eeprom-update" "$here/hardware/raspi-config"
     install -D -m 0644 -t "$work/boot/firmware" "$here/hardware/config.txt" "$here/hardware/cmdline.txt"
     install -D -m 0644 -t "$work/etc/systemd/system" "$here"/hardware/*.service

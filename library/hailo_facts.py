@@ -41,13 +41,13 @@ EXAMPLES = r"""
 
 - name: Require a HAT that works
   ansible.builtin.assert:
-    that: hailo.problems | length == 0
-    fail_msg: "{{ hailo.problems | join('\n') }}"
+    that: ansible_facts.hailo.problems | length == 0
+    fail_msg: "{{ ansible_facts.hailo.problems | join('\n') }}"
 """
 
 RETURN = r"""
 ansible_facts:
-  description: The facts, as the variable C(hailo).
+  description: The facts, as C(ansible_facts.hailo).
   returned: always
   type: dict
   contains:

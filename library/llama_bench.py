@@ -98,8 +98,7 @@ records:
     - kind: llama_bench
       started_at: "2026-11-21T12:00:00Z"
       engine: {name: llama.cpp, commit: 0c1e57098, build_key: 0c1e57098-5f0a6b7c8d, version: null}
-      model: {name: qwen2.5-3b-instruct-q4_k_m, sha256: 626b4a6678b86442240e33df819e00132d3ba7dddfe1cdc4fbb18e0a9615c62d,
-              quant: Q4_K_M, bytes: 2104932768}
+      model: {name: qwen2.5-3b-instruct-q4_k_m, sha256: 626b…, quant: Q4_K_M, bytes: 2104932768}
       params: {threads: 4, n_prompt: 512, n_gen: 128, depth: 0, repetitions: 5}
       result:
         prefill: {mean: 15.1, sd: 0.05, n: 5, unit: tok/s}
@@ -107,9 +106,10 @@ records:
       conditions: {power_w: 6.9, power_source: pmic, notes: []}
       duration_s: 402.1
 raw:
-  description: The commands and all that they printed.
+  description: For each record the command and all that it printed.
   returned: always
-  type: str
+  type: list
+  elements: str
 """
 
 from pathlib import Path
@@ -139,7 +139,7 @@ def main() -> None:
     )
     options = module.params
     records: list[dict[str, Any]] = []
-    raw = ""
+    raw: list[str] = []
     try:
         threads = options["threads"] or [physical_cores(Path(options["sysfs"]))]
         numbers = (options["n_prompt"], options["n_gen"], options["repetitions"], options["allow_few"])
@@ -150,7 +150,7 @@ def main() -> None:
                 Path(options["program"]), Path(options["model"]), runs, options["timeout"], node
             ):
                 records.append(record)
-                raw += log
+                raw.append(log)
     except BenchError as error:
         module.fail_json(msg=str(error), records=records, raw=raw)
     module.exit_json(changed=False, records=records, raw=raw)

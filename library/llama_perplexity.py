@@ -83,9 +83,10 @@ records:
       result:
         perplexity: {mean: 11.5, sd: 0.9, n: 20, unit: ppl}
 raw:
-  description: The command and all that it printed.
+  description: For each record the command and all that it printed.
   returned: success
-  type: str
+  type: list
+  elements: str
 """
 
 from pathlib import Path
@@ -115,7 +116,7 @@ def main() -> None:
     )
     options = module.params
     if module.check_mode:
-        module.exit_json(changed=False, records=[], raw="")
+        module.exit_json(changed=False, records=[], raw=[])
     sysfs = Path(options["sysfs"])
     try:
         record, raw = measure(
@@ -131,7 +132,7 @@ def main() -> None:
         )
     except BenchError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, records=[record], raw=raw)
+    module.exit_json(changed=False, records=[record], raw=[raw])
 
 
 if __name__ == "__main__":

@@ -41,13 +41,13 @@ EXAMPLES = r"""
 
 - name: Name nodes that were throttled
   ansible.builtin.debug:
-    msg: "{{ pi.throttled.since_boot | join(', ') }}"
-  when: pi.throttled.since_boot | length > 0
+    msg: "{{ ansible_facts.pi.throttled.since_boot | join(', ') }}"
+  when: ansible_facts.pi.throttled.since_boot | length > 0
 """
 
 RETURN = r"""
 ansible_facts:
-  description: The facts, as the variable C(pi).
+  description: The facts, as C(ansible_facts.pi).
   returned: always
   type: dict
   contains:

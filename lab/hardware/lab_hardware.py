@@ -3,14 +3,15 @@
 
 Usage: hardware boot | layout | fault NAME | mend | load MODULE | unload MODULE
 
-    boot     at each boot: a staged EEPROM update takes effect, the driver that is installed is loaded, the link is shaped
+    boot     at each boot: a staged EEPROM update takes effect, the installed driver is loaded, the link is shaped
     layout   lays out again what the switches in /etc/bramble-lab/faults say (one empty file a fault)
     fault    sets a switch and lays out again
     mend     clears all switches and lays out again
     load     what `modprobe MODULE` calls (the driver package's modprobe.d): there is no real module in a container
 
-It writes /run/bramble-lab/: `device-tree/` as in /proc/device-tree, `sys/` as in /sys, `vcgencmd/` (what vcgencmd answers),
-`eeprom/`, and the lock that the processor of the HAT is. BRAMBLE_LAB_ROOT stands before all paths; tests set it.
+It writes /run/bramble-lab/: `device-tree/` as in /proc/device-tree, `sys/` as in /sys, `vcgencmd/` (what vcgencmd
+answers), `eeprom/`, and the lock that the processor of the HAT is. BRAMBLE_LAB_ROOT stands before all paths; tests set
+it.
 """
 
 from __future__ import annotations
@@ -271,7 +272,7 @@ class Machine:
             self.device.unlink()
 
     def _interface(self) -> str:
-        """The container's interface: there is one, beside the loopback and what tunnels' modules leave in each namespace."""
+        """The container's interface: the one beside the loopback and what tunnel modules put into each namespace."""
         directory = self.root / "sys/class/net"
         names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
         return next((name for name in names if name.startswith("eth")), "eth0")

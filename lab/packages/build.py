@@ -6,12 +6,12 @@ Usage: lab/packages/build.py GGUF ROOT
 GGUF is the stand-in that the emulated Hailo-10H runs. Below ROOT, a root file system, it writes:
 
     usr/share/bramble-lab/apt/      an apt repository with the packages that the Raspberry Pi archive has
-    usr/share/bramble-lab/files/    what is fetched by URL: the gen-AI model zoo's package, models, ollama's release, SHA256SUMS
+    usr/share/bramble-lab/files/    what is fetched by URL: the gen-AI model zoo's package, models, ollama's release
     etc/apt/sources.list.d/         the source that names the repository
 
-The same inputs give the same bytes on each machine: archives are written here, uncompressed, with fixed times and owners,
-so that no compressor's version is in them. Names, versions and relations of the packages: Raspberry Pi archive, Debian
-trixie, 2026-09. Standard library only, Python >= 3.11.
+The same inputs give the same bytes on each machine: archives are written here, uncompressed, with fixed times and
+owners, so that no compressor's version is in them. Names, versions and relations of the packages: Raspberry Pi archive,
+Debian trixie, 2026-09. Standard library only, Python >= 3.11.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def tar(files: Mapping[str, Entry]) -> bytes:
                 if parent not in seen:
                     seen.add(parent)
                     archive.addfile(_info(f"{parent}/", tarfile.DIRTYPE, 0o755, 0))
-            archive.addfile(_info(f"./{name}", tarfile.REGTYPE, entry.mode, len(entry.content)), io.BytesIO(entry.content))
+            archive.addfile(
+                _info(f"./{name}", tarfile.REGTYPE, entry.mode, len(entry.content)), io.BytesIO(entry.content)
+            )
     return buffer.getvalue()
 
 
@@ -174,7 +176,7 @@ def program(name: str, **replace: str) -> Entry:
 
 
 def driver(name: str, version: str, module: str, conflicts: str) -> Package:
-    """A driver package: it notes which module it brings, registers it with dkms, and lets modprobe call the emulation."""
+    """A driver package: it notes its module, registers it with dkms, and lets modprobe call the emulation."""
     load = f"/usr/lib/bramble-lab/hardware load {module}"
     return Package(
         name,
@@ -229,9 +231,10 @@ def bindings(name: str, version: str, library: str, conflicts: str) -> Package:
     )
 
 
-def plain(name: str, version: str, summary: str, depends: str = "", **files: bytes) -> Package:
-    contents = {path.replace("__", "/"): Entry(content) for path, content in files.items()}
-    return Package(name, version, summary, {"Depends": depends} if depends else {}, contents)
+def plain(
+    name: str, version: str, summary: str, depends: str = "", files: Mapping[str, Entry] | None = None
+) -> Package:
+    return Package(name, version, summary, {"Depends": depends} if depends else {}, files or {})
 
 
 def archive_packages() -> list[Package]:
@@ -273,7 +276,7 @@ def archive_packages() -> list[Package]:
             "hailo-models",
             "1.0.0-2",
             "Compiled vision models",
-            **{"usr__share__hailo-models__yolov8m_h10.hef": f"{NOTE}: no model\n".encode()},
+            files={"usr/share/hailo-models/yolov8m_h10.hef": Entry(f"{NOTE}: no model\n".encode())},
         ),
         plain("rpicam-apps-core", "1.13.0-1", "Camera programs' core"),
         plain(
@@ -336,7 +339,8 @@ def zoo(blobs: Mapping[str, bytes]) -> Package:
         "hailo-gen-ai-model-zoo",
         "5.1.1",
         "hailo-ollama and the manifests of its models",
-        {"Depends": "python3"},
+        # The libraries of llama-server, which stands in for the processor.
+        {"Depends": "python3, libgomp1, libstdc++6"},
         files,
         conffiles=["etc/xdg/hailo-ollama/hailo-ollama.json"],
     )

@@ -10,6 +10,8 @@ if command -v dkms >/dev/null 2>&1; then
     dkms status -m @MODULE@ -v @VERSION@ 2>/dev/null | grep -q . || dkms add -m @MODULE@ -v @VERSION@ >/dev/null
     mkdir -p "$tree/@VERSION@/$kernel/$machine/module"
     echo "EMULATION for the lab" >"$tree/@VERSION@/$kernel/$machine/module/@MODULE@.ko"
+    mkdir -p "/usr/lib/modules/$kernel/updates/dkms"
+    cp "$tree/@VERSION@/$kernel/$machine/module/@MODULE@.ko" "/usr/lib/modules/$kernel/updates/dkms/"
     ln -sfn "@VERSION@/$kernel/$machine" "$tree/kernel-$kernel-$machine"
 else
     echo "Failed to install PCIe driver to the DKMS tree. Trying to install PCIe driver without DKMS" >&2

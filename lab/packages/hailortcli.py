@@ -1,8 +1,9 @@
 #!/usr/bin/python3 -I
 """EMULATION for the lab: hailortcli @VERSION@.
 
-It reads the emulated /sys and the fault switches (/usr/lib/bramble-lab/hardware) and prints what HailoRT's program prints
-on a Raspberry Pi with an AI HAT+ 2, return codes included. BRAMBLE_LAB_ROOT stands before all paths; tests set it.
+It reads the emulated /sys and the fault switches (/usr/lib/bramble-lab/hardware) and prints what HailoRT's program
+prints on a Raspberry Pi with an AI HAT+ 2, return codes included. BRAMBLE_LAB_ROOT stands before all paths; tests set
+it.
 """
 
 from __future__ import annotations
@@ -127,9 +128,7 @@ def main(arguments: list[str]) -> int:
         case ["fw-control", "identify", *_]:
             return identify()
         case ["run", *_]:
-            error(
-                '[HailoRT CLI] [error] The "run" command is not supported for this device type! Use "run2" instead.'
-            )
+            error('[HailoRT CLI] [error] The "run" command is not supported for this device type! Use "run2" instead.')
             return 1
         case ["run2" | "benchmark" as name, *_]:
             return measured(name)

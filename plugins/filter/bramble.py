@@ -335,10 +335,15 @@ def records() -> Any:
         ) from error
 
 
-def preflight(found: Mapping[str, Mapping[str, Any]], severity: str) -> list[str]:
-    """What is wrong with the nodes, a line each; `found` is what the role preflight read of each host."""
-    requirements = {host: node["requirements"] for host, node in found.items()}
-    lines: list[str] = _call(preflight_check.lines, found, requirements, severity)
+def preflight_node(facts: Mapping[str, Any], distributed: bool, hailo: bool) -> dict[str, Any]:
+    """What the preflight judges of a node: its facts, and what it is to do."""
+    found: dict[str, Any] = preflight_check.preflight_node(facts, distributed=distributed, hailo=hailo)
+    return found
+
+
+def preflight(found: Mapping[str, Mapping[str, Any]], requirements: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What is wrong with the nodes, as lines: {"errors", "warnings", "notes"}."""
+    lines: dict[str, list[str]] = _call(preflight_check.preflight, found, requirements)
     return lines
 
 
@@ -378,6 +383,7 @@ class FilterModule:
             "inventory_problems": inventory_problems,
             "lab_layout": lab_layout,
             "preflight": preflight,
+            "preflight_node": preflight_node,
             "same_setting": same_setting,
             "served": served,
             "setting": setting,

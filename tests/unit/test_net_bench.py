@@ -9,13 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
+import yaml
 from ansible.module_utils.bramble import net_bench as nb
 from ansible.module_utils.testing import patch_module_args
 from hypothesis import given
 from hypothesis import strategies as st
 
 import net_bench as module
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # iputils 20240905, `ping -n -c 5 -i 0.2 -W 2 192.168.1.11`, LC_ALL=C.
 HEALTHY = """\
@@ -377,6 +381,14 @@ def test_programs_that_fail(done: nb.Done, words: str) -> None:
     assert measured.problems[0] == "ping to pi1 (192.168.1.11): ping: bind: Cannot assign requested address"
     assert all(words in problem for problem in measured.problems[1:])
     assert len(measured.problems) == 3
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(1, 1), (5, 50), (60, 1000), (10, 3)])
+def test_the_role_keeps_its_server_up_for_as_long_as_a_client_may_take(seconds: int, count: int) -> None:
+    variables = yaml.safe_load((ROOT / "roles/net_bench/vars/main.yml").read_text(encoding="utf-8"))
+    template = jinja2.Template(variables["__net_bench_pair_limit"])
+    served = float(template.render(net_bench_seconds=seconds, net_bench_ping_count=count))
+    assert served > nb.limit(nb.Plan(seconds=seconds, ping_count=count)) + 20  # what Ansible takes between two
 
 
 # The module, with programs on PATH that emulate ping and iperf3.

@@ -21,7 +21,7 @@ from typing import Any
 from .node_status import Reader, read_services
 from .pi_facts import THROTTLED_BITS, parse_pmic, parse_temperature, parse_throttled
 
-# Runs a command, returns (exit code, standard output); never raises. A command that does not exist: a code other than 0.
+# Runs a command, returns (exit code, standard output); never raises. For a command that does not exist not 0.
 Run = Callable[[Sequence[str]], "tuple[int, str]"]
 
 COMMAND_LIMIT = 10.0  # seconds; vcgencmd answers in milliseconds, or hangs with the firmware
@@ -63,8 +63,8 @@ def parse_load(text: str) -> float | None:
 def parse_busy(text: str) -> tuple[float, float] | None:
     """``/proc/stat`` → (seconds that all cores together were busy since boot, number of cores).
 
-    Its line ``cpu``: user nice system idle iowait irq softirq steal guest …, in ticks; guest is part of user: proc_stat(5).
-    Steal is not this machine's work.
+    Its line ``cpu``: user nice system idle iowait irq softirq steal guest …, in ticks: proc_stat(5).
+    Guest is part of user; steal is not this machine's work.
     """
     fields: list[str] = []
     cores = 0
@@ -82,7 +82,7 @@ def parse_busy(text: str) -> tuple[float, float] | None:
 
 @dataclass
 class Node:
-    """What this machine can say of itself at any moment. ``root`` holds proc and etc, so that a test can lay out a node."""
+    """What this machine can say of itself at any moment. ``root`` holds proc and etc."""
 
     run: Run = run_command
     sysfs: Path = Path("/sys")
@@ -149,8 +149,8 @@ class Node:
 class Sampler:
     """Looks about once a second, from another thread, at what a node draws and how warm it is.
 
-    ``with Sampler(node) as sampler: measure()``; then ``power_w`` is the mean of the samples, ``max_temp_c`` the greatest,
-    ``throttled`` the names of what held at any of them. None and empty where nothing can be read.
+    ``with Sampler(node) as sampler: measure()``; then ``power_w`` is the mean of the samples, ``max_temp_c`` the
+    greatest, ``throttled`` the names of what held at any of them. None and empty where nothing can be read.
     """
 
     def __init__(self, node: Node, interval: float = 1.0) -> None:
@@ -244,7 +244,7 @@ class Observation:
         return [name for name in THROTTLED_BITS.values() if name in seen]
 
     def conditions(self, notes: Iterable[str] = (), own_seconds: float | None = None) -> dict[str, Any]:
-        """The record's ``conditions``. `own_seconds`: what the measured program itself used of the processor, if known."""
+        """The record's ``conditions``. `own_seconds`: processor time of the measured program, if known."""
         power = self.sampler.power_w
         temperatures = (self._temperature, self.sampler.max_temp_c, self._temperature_after)
         greatest = max((value for value in temperatures if value is not None), default=None)
@@ -270,5 +270,5 @@ class Observation:
         if others is not None and self._busy is not None and others > BUSY_SHARE * self._busy[1]:
             notes.append(f"others used {others:.1f} of {self._busy[1]:.0f} cores during the run")
         if self._services:
-            notes.append(f"services that ran beside it: {', '.join(self._services)}")
+            notes.append(f"services that ran on this node: {', '.join(self._services)}")
         return notes

@@ -17,7 +17,7 @@ from .probe import Answer, Ask, Files, Question, ask, first_line
 HAILO_VENDOR = "0x1e60"
 HAILO_10H = "1e60:45c4"
 MODULES = ("hailo1x_pci", "hailo_pci")
-"""Kernel modules: the first drives the Hailo-10H, the second the Hailo-8. Old ones of the second claim the 10H in vain."""
+"""Kernel modules: the first drives the Hailo-10H, the second the Hailo-8; old ones of the second claim the 10H too."""
 CLASSES = ("hailo_chardev", "hailo1x")
 """sysfs classes of the device's node: /dev/hailo0 up to driver 5.2, /dev/h1x-0 from 5.3."""
 DRIVER_PACKAGE = "h10-hailort-pcie-driver"
@@ -263,11 +263,11 @@ def _no_node(facts: Mapping[str, Any]) -> list[HailoProblem]:
 def _with_node(facts: Mapping[str, Any]) -> list[HailoProblem]:
     mismatch = _mismatch(facts)
     node, error = facts["node"], facts["identify_error"]
-    if mismatch:
-        return mismatch
     if facts["devices"] == []:
         seen = f"{node} is there, and hailortcli scan finds no device: the device is lost"
-        return [HailoProblem("device_lost", seen, _POWER_CUT)]
+        return [*mismatch, HailoProblem("device_lost", seen, _POWER_CUT)]
+    if mismatch:
+        return mismatch  # With it, whatever opens the device fails.
     if facts["library_version"] is None:
         seen = f"{node} is there, and no hailortcli answers: HailoRT is not installed, or broken"
         return [HailoProblem("no_library", seen, "sudo apt-get install --reinstall h10-hailort")]
@@ -291,20 +291,23 @@ def _release(version: object) -> str | None:
 
 def _mismatch(facts: Mapping[str, Any]) -> list[HailoProblem]:
     versions = {
-        "library": facts["library_version"],
-        "driver": facts["driver"]["version"],
-        "firmware": facts["firmware_version"],
+        "library": _release(facts["library_version"]),
+        "driver": _release(facts["driver"]["version"]),
+        "firmware": _release(facts["firmware_version"]),
     }
-    if SERVER_PACKAGE in facts["packages"]:
-        versions[SERVER_PACKAGE] = facts["packages"][SERVER_PACKAGE]
-    if len({_release(version) for version in versions.values()} - {None}) < 2:
-        return []
-    named = ", ".join(f"{name} {_release(version) or 'not known'}" for name, version in versions.items())
-    fix = (
-        f"bring the packages to one version (sudo apt-get install --reinstall h10-hailort {DRIVER_PACKAGE}), then "
-        "sudo poweroff and switch on again: the loaded driver and the firmware change only then"
-    )
-    return [HailoProblem("version_mismatch", f"the versions differ: {named}", fix)]
+    named = ", ".join(f"{name} {version or 'not known'}" for name, version in versions.items())
+    found = []
+    if len(set(versions.values()) - {None}) > 1:
+        fix = (
+            f"bring the packages to one version (sudo apt-get install --reinstall h10-hailort {DRIVER_PACKAGE}), then "
+            "sudo poweroff and switch on again: the loaded driver and the firmware change only then"
+        )
+        found.append(HailoProblem("version_mismatch", f"the versions differ: {named}", fix))
+    server, library = _release(facts["packages"].get(SERVER_PACKAGE)), versions["library"]
+    if server and library and server != library:
+        seen = f"hailo-ollama ({SERVER_PACKAGE}) is of version {server}, and the library of {library}"
+        found.append(HailoProblem("server_mismatch", seen, f"install {SERVER_PACKAGE} {library}"))
+    return found
 
 
 def _slow(facts: Mapping[str, Any], speed: float) -> HailoProblem:

@@ -47,7 +47,7 @@ Execute = Callable[[Sequence[str], float], Finished]
 
 
 def execute(command: Sequence[str], limit: float) -> Finished:
-    """An :data:`Execute`. The program never outlives this call: it is killed at the limit, and when the call is left."""
+    """An :data:`Execute`. The program never outlives this call, however it ends."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     # Files and not pipes: a program that writes much must not wait for a reader.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -66,9 +66,9 @@ def execute(command: Sequence[str], limit: float) -> Finished:
                 child.wait()
         out.seek(0)
         err.seek(0)
-        texts = [file.read().decode(errors="replace") for file in (out, err)]
+        output, log = (file.read().decode(errors="replace") for file in (out, err))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Finished(code, *texts, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return Finished(code, output, log, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def last_words(text: str) -> str:
@@ -82,16 +82,18 @@ def require_success(finished: Finished, program: str, limit: float) -> None:
     words = last_words(finished.stderr) or last_words(finished.stdout) or "it said nothing"
     if finished.code is None:
         raise BenchError(
-            f"{program} was stopped after {limit:g} s (timeout). Allow it more time, or ask for less: a smaller model, fewer "
-            f"tokens, less depth. Its last words: {words}"
+            f"{program} was stopped after {limit:g} s (timeout). Allow it more time, or ask for less: a smaller model, "
+            f"fewer tokens, less depth. Its last words: {words}"
         )
     if finished.code < 0:
-        advice = {
+        advices: dict[int, str] = {
             signal.SIGKILL: "often memory: a smaller model or less depth",
             signal.SIGILL: "the build is for another processor: see llama_cpp_cpu_target",
-        }.get(finished.code * -1, "")
-        name = f"signal {-finished.code}"
-        raise BenchError(f"{program} was ended by {name}{f' ({advice})' if advice else ''}. Its last words: {words}")
+        }
+        advice = advices.get(-finished.code)
+        raise BenchError(
+            f"{program} was ended by signal {-finished.code}{f' ({advice})' if advice else ''}. Its last words: {words}"
+        )
     if finished.code != 0:
         raise BenchError(f"{program} failed with code {finished.code}. Its last words: {words}")
 
@@ -124,6 +126,10 @@ def text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
 def read_engine(program: Path) -> dict[str, Any]:
     """The record's ``engine`` for a program of a release of llama.cpp: what ``<release>/build.json`` says of it."""
     build = read_json(program.resolve().parent.parent / "build.json")
@@ -150,7 +156,7 @@ def read_model(path: Path) -> dict[str, Any]:
         facts = {}
     return {
         "name": path.stem,
-        "sha256": text_or_none(facts.get("sha256")),
+        "sha256": facts["sha256"] if is_sha256(facts.get("sha256")) else None,
         "quant": text_or_none(facts.get("quantization")),
         "bytes": size,
     }
@@ -184,8 +190,10 @@ def parse_output(text: str) -> list[dict[str, Any]]:
         begun = True
         try:
             tests, _ = decoder.raw_decode(text, text.index("[", start.start()))
-        except (ValueError, RecursionError):
+        except ValueError:
             continue
+        except RecursionError:
+            break
         if isinstance(tests, list) and tests and all(isinstance(test, dict) for test in tests):
             return tests
     if begun:
@@ -204,7 +212,7 @@ def samples(test: dict[str, Any]) -> list[float]:
     return [float(value) for value in values]
 
 
-def figures(tests: Sequence[dict[str, Any]], run: Run) -> dict[str, Any]:
+def figures(tests: Sequence[dict[str, Any]], run: BenchRun) -> dict[str, Any]:
     """The record's ``result`` for one run: ``prefill`` and ``decode`` in tok/s, those of them that were asked for.
 
     Raises BenchError if a test is missing, or has not as many samples as repetitions were asked for.
@@ -229,7 +237,7 @@ def figures(tests: Sequence[dict[str, Any]], run: Run) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Run:
+class BenchRun:
     """What one run of llama-bench measures. Tokens, and repetitions of each test."""
 
     threads: int
@@ -253,8 +261,8 @@ class Run:
 
 def plan(
     threads: Sequence[int], depths: Sequence[int], n_prompt: int, n_gen: int, repetitions: int, allow_few: bool
-) -> list[Run]:
-    """The runs, one for each number of threads and depth. Raises BenchError, which names the option, for what is no run."""
+) -> list[BenchRun]:
+    """The runs, one for each number of threads and depth. Raises BenchError, which names the wrong option."""
     for name, values, least in (
         ("threads", threads, 1),
         ("depths", depths, 0),
@@ -267,7 +275,7 @@ def plan(
         raise BenchError("n_prompt and n_gen: both are 0, so there is nothing to measure")
     require_enough(repetitions, "repetitions", allow_few)
     unique = dict.fromkeys((count, depth) for count in threads for depth in depths)
-    return [Run(count, depth, n_prompt, n_gen, repetitions) for count, depth in unique]
+    return [BenchRun(count, depth, n_prompt, n_gen, repetitions) for count, depth in unique]
 
 
 def require_enough(count: int, option: str, allow_few: bool) -> None:
@@ -279,7 +287,7 @@ def require_enough(count: int, option: str, allow_few: bool) -> None:
 
 
 def measure(
-    program: Path, model: Path, runs: Sequence[Run], limit: float, node: Node, execute: Execute = execute
+    program: Path, model: Path, runs: Sequence[BenchRun], limit: float, node: Node, execute: Execute = execute
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """Each run's record (without host, id, schema and raw) and the log of it, as it ends. Raises BenchError."""
     if not program.is_file():

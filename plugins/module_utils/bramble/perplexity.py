@@ -37,7 +37,7 @@ class Estimate:
 def parse_estimate(text: str) -> Estimate:
     """What llama-perplexity printed, on both of its channels.
 
-    ``Final estimate: PPL = 11.5 +/- 0.2``: what stands behind +/- is the standard error of the estimate (perplexity.cpp).
+    ``Final estimate: PPL = 11.5 +/- 0.2``: behind +/- stands the standard error of the estimate (perplexity.cpp).
     Raises BenchError, with the reason that it gives, if there is no estimate.
     """
     needed = re.search(r"you need at least (\d{1,9}) tokens", text, re.ASCII)
@@ -55,7 +55,7 @@ def parse_estimate(text: str) -> Estimate:
 
 
 def figure(estimate: Estimate) -> dict[str, Any]:
-    """The record's ``perplexity``. A chunk counts as one sample, so sd/sqrt(n) is the standard error that was printed."""
+    """The record's ``perplexity``. A chunk is one sample, so sd/sqrt(n) is the standard error."""
     spread = estimate.error * math.sqrt(estimate.chunks)
     return {"mean": estimate.perplexity, "sd": spread, "n": estimate.chunks, "unit": "ppl"}
 
@@ -107,7 +107,7 @@ def measure(
 
 
 def usable(finished: Finished, chunks: int, allow_few: bool) -> Estimate:
-    """The estimate, if it is of as many chunks as were asked for, or of all that a shorter text has. Raises BenchError."""
+    """The estimate, of the chunks that were asked for or all that a shorter text has. Raises BenchError."""
     try:
         estimate = parse_estimate(f"{finished.stdout}\n{finished.stderr}")
     except BenchError as error:

@@ -236,7 +236,7 @@ def read_pi(places: Places | None = None, ask: Ask = ask) -> dict[str, Any]:
         parsed = parse("" if fault else answer.output)
         if not answer.absent and not fault and not understood(parsed):
             said = first_line(answer.output)
-            fault = f"answered {said!r}" if said else "answered nothing"
+            fault = f"not understood: {said!r}" if said else "it printed nothing"
         if fault:
             unreadable.append(f"{asked[name]}: {fault}")
         return parsed

@@ -25,9 +25,9 @@ def deviation(values: Sequence[float]) -> float | None:
 def percentile(values: Sequence[float], percent: float) -> float:
     """The value below which `percent` (0 to 100) of the values lie.
 
-    Sorted values v[0] … v[n-1]; position p = (n-1)·percent/100, between two ranks by linear interpolation: definition 7 of
-    Hyndman and Fan (The American Statistician, 1996), the default of numpy and R. With five values p95 thus lies
-    between the two greatest. Raises ValueError for no values.
+    Sorted values v[0] … v[n-1]; position (n-1)·percent/100, between two ranks by linear interpolation: definition 7
+    of Hyndman and Fan (The American Statistician, 1996), the default of numpy and R. With five values p95 thus
+    lies between the two greatest. Raises ValueError for no values.
     """
     if not values:
         raise ValueError("no values")

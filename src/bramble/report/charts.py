@@ -1,0 +1,120 @@
+"""Where the parts of a chart lie. The template draws them; nothing here knows markup.
+
+A user unit is a pixel on a phone: the drawing is as wide as a narrow screen and grows with a wider one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bramble.report.model import Chart, Figure
+
+WIDTH = 340.0
+LABEL = 15.0
+BAR = 14.0
+GAP = 9.0
+MARGIN = 6.0
+VALUE_SPACE = 46.0  # For the number behind a bar.
+FOOT = 34.0
+LABEL_LETTERS = 50  # As many as fit over a bar.
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnBar:
+    label: str
+    shown_label: str
+    figure: Figure
+    spread: Figure | None
+    mark: Figure | None
+    label_y: float
+    y: float
+    width: float
+    spread_from: float
+    spread_to: float
+    mark_x: float
+    value_x: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    x: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """All lengths in user units, from the top left."""
+
+    width: float
+    height: float
+    left: float
+    foot: float
+    bars: tuple[DrawnBar, ...]
+    ticks: tuple[Tick, ...]
+    limit_x: float | None
+    band: tuple[float, float] | None
+
+
+def step(largest: float, parts: int = 4) -> float:
+    """The distance of round ticks (1, 2 or 5 times a power of ten): about `parts` of them reach `largest`."""
+    if not 0 < largest < 1e300:
+        return 1.0
+    rough = max(largest / parts, 1e-300)
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+
+
+def draw(chart: Chart) -> Drawing:
+    """The chart, laid out. Values below zero are drawn as zero."""
+    reach = [0.0, *((chart.band or ())[1:])]
+    for bar in chart.bars:
+        reach.append(bar.figure.value + (bar.spread.value if bar.spread is not None else 0.0))
+        if bar.mark is not None:
+            reach.append(bar.mark.value)
+    if chart.limit is not None:
+        reach.append(chart.limit.value)
+    largest = max(reach)
+    top = largest if 0 < largest < 1e300 else 1.0
+    scale = (WIDTH - 2 * MARGIN - VALUE_SPACE) / top
+
+    def x(value: float) -> float:
+        return round(MARGIN + scale * min(max(value, 0.0), top), 2)
+
+    bars = []
+    height = MARGIN
+    for bar in chart.bars:
+        low, high = bar.figure.value, bar.figure.value
+        if bar.spread is not None:
+            low, high = low - bar.spread.value, high + bar.spread.value
+        mark_x = x(bar.mark.value) if bar.mark is not None else 0.0
+        bars.append(
+            DrawnBar(
+                bar.label,
+                bar.label if len(bar.label) <= LABEL_LETTERS else bar.label[: LABEL_LETTERS - 1] + "…",
+                bar.figure,
+                bar.spread,
+                bar.mark,
+                label_y=height + LABEL - 4,
+                y=height + LABEL,
+                width=round(x(bar.figure.value) - MARGIN, 2),
+                spread_from=x(low),
+                spread_to=x(high),
+                mark_x=mark_x,
+                value_x=round(max(x(high), mark_x) + 6, 2),
+            )
+        )
+        height += LABEL + BAR + GAP
+    distance = step(top)
+    count = int(top / distance + 1e-9)
+    ticks = tuple(Tick(x(place * distance), f"{place * distance:g}") for place in range(count + 1))
+    return Drawing(
+        width=WIDTH,
+        height=height + FOOT,
+        left=MARGIN,
+        foot=height,
+        bars=tuple(bars),
+        ticks=ticks,
+        limit_x=x(chart.limit.value) if chart.limit is not None else None,
+        band=(x(chart.band[0]), x(chart.band[1])) if chart.band is not None else None,
+    )
