@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast, get_args
 
@@ -201,7 +201,7 @@ def check_host(host: object) -> str:
 
 
 def _record(value: object, keys: tuple[str, ...]) -> Iterator[str]:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         yield f"is {_shown(value)}, not an object"
         return
     known = {*keys, "suspect"} if keys is _WHOLE else {*keys}
@@ -215,7 +215,7 @@ def _record(value: object, keys: tuple[str, ...]) -> Iterator[str]:
         if key in value:
             yield from _FIELDS[key](key, value[key])
     yield from _suspect(value)
-    if not missing and value["kind"] in KINDS and isinstance(value["params"], Mapping):
+    if not missing and value["kind"] in KINDS and isinstance(value["params"], dict):
         for name in PARAMS[value["kind"]]:
             if name not in value["params"]:
                 yield f"params.{name}: is missing; a record of the kind {value['kind']} tells it"
@@ -281,19 +281,20 @@ def _bytes(path: str, value: object) -> Iterator[str]:
 
 
 def _params(path: str, value: object) -> Iterator[str]:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         yield f"{path}: is {_shown(value)}, not an object"
         return
     yield from _plain(path, value)
 
 
 def _result(path: str, value: object) -> Iterator[str]:
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, dict) or not value:
         yield f"{path}: is {_shown(value)}, not an object with at least one metric"
         return
     for name, item in value.items():
-        yield from _text(f"the name {path}.{_name(name)}", name)
-        yield from _metric(f"{path}.{_name(name)}", item)
+        place = f"{path}.{_name(name)}"
+        yield from _text(f"the name {place}", name)
+        yield from _metric(place, item)
 
 
 _DEPTH = 8
@@ -301,7 +302,7 @@ _METRIC = frozenset({"unit", "value", "mean", "sd", "n", "p50", "p95", "min", "m
 
 
 def _metric(path: str, value: object) -> Iterator[str]:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         yield f"{path}: is {_shown(value)}, not an object"
         return
     yield from _more(path, value, _METRIC)
@@ -312,7 +313,7 @@ def _metric(path: str, value: object) -> Iterator[str]:
     if ("value" in value) == ("mean" in value):
         yield f"{path}: has {'both' if 'value' in value else 'neither'} value and mean; it tells one of them"
     for key in ("value", "mean", "p50", "p95", "min", "max"):
-        if key in value:
+        if key in value and not _is_number(value[key]):
             yield from _number(f"{path}.{key}", value[key])
     if "mean" in value:
         yield from (f"{path}.{key}: is missing, and there is a mean" for key in ("sd", "n") if key not in value)
@@ -323,7 +324,7 @@ def _metric(path: str, value: object) -> Iterator[str]:
 
 
 def _conditions(path: str, value: object) -> Iterator[str]:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         yield f"{path}: is {_shown(value)}, not an object"
         return
     yield from _more(path, value, _CONDITIONS)
@@ -381,7 +382,7 @@ _FIELDS = {
 
 
 def _object(path: str, value: object, fields: Mapping[str, Any]) -> Iterator[str]:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         yield f"{path}: is {_shown(value)}, not an object"
         return
     yield from _more(path, value, fields)
@@ -392,24 +393,25 @@ def _object(path: str, value: object, fields: Mapping[str, Any]) -> Iterator[str
             yield f"{path}.{key}: is missing; what is not known is null"
 
 
-def _more(path: str, value: Mapping[Any, object], known: Container[object]) -> Iterator[str]:
+def _more(path: str, value: Mapping[Any, object], known: Iterable[object]) -> Iterator[str]:
     """A module may tell more than a record must: a measurement that took minutes is not thrown away for that."""
-    for key, item in value.items():
-        if key not in known:
-            yield from _text(f"the name {path}.{_name(key)}", key)
-            yield from _plain(f"{path}.{_name(key)}", item)
+    more = value.keys() - known
+    if more:
+        yield from _plain(path, {key: item for key, item in value.items() if key in more})
 
 
 def _number(path: str, value: object) -> Iterator[str]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         yield f"{path}: is {_shown(value)}, not a number"
-        return
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:
-        finite = False
-    if not finite:
+    elif not _is_number(value):
         yield f"{path}: is not a finite number"
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _whole(value: object) -> bool:
@@ -442,17 +444,27 @@ def _texts(path: str, value: object) -> Iterator[str]:
         yield from _text(f"{path}[{number}]", item)
 
 
+def _is_usual(value: object) -> bool:
+    """Whether the value is seen at a glance to be fine. Thousands of records are read at the start of each run."""
+    if isinstance(value, str):
+        return value.isascii()
+    return value is None or (isinstance(value, int | float) and -1e15 < value < 1e15)
+
+
 def _plain(path: str, value: object, depth: int = 0) -> Iterator[str]:
     """Text, number, truth value, null; lists and objects of those."""
     if depth > _DEPTH:
         yield f"{path}: is nested more than {_DEPTH} deep"
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _text(f"the name {path}.{_name(key)}", key)
-            yield from _plain(f"{path}.{_name(key)}", item, depth + 1)
+            if not (isinstance(key, str) and key and _is_usual(key)):
+                yield from _text(f"the name {path}.{_name(key)}", key)
+            if not _is_usual(item):
+                yield from _plain(f"{path}.{_name(key)}", item, depth + 1)
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            yield from _plain(f"{path}[{number}]", item, depth + 1)
+            if not _is_usual(item):
+                yield from _plain(f"{path}[{number}]", item, depth + 1)
     elif isinstance(value, str):
         if not _writable(value):
             yield f"{path}: holds half of a character (a lone surrogate)"
@@ -478,7 +490,7 @@ def _name(key: object) -> str:
 
 def _shown(value: object) -> str:
     """A value in a message: short, on one line, whatever it is."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
         return "a list"

@@ -140,7 +140,7 @@ def _parse(line: bytes, host: str) -> Record:
     value = _json(line)
     record = check(value)
     if record["host"] != host:
-        raise RecordError(f"host: is {record['host']!r}, and the file is that of {ascii(host)}")
+        raise RecordError(f"host: is {record['host']!r}, and the file is that of {host!a}")
     if record["id"] != identify(record):
         raise RecordError("id: is not that of the rest of the line, which was changed after it was measured")
     return record
