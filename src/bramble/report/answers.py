@@ -78,7 +78,7 @@ def summarise(findings: Findings) -> tuple[Statement, ...]:
         problem = find_shortfall(findings, subject)
         if problem is not None:
             causes = flat(". Likely cause: ", joined(problem.causes), ".")
-            found.append(say(Strong("Falls short"), f": {subject.name} ", problem.reasons[0], causes, tone=Tone.BAD))
+            found.append(say(Strong("Falls short"), f": {subject.name}: ", problem.reasons[0], causes, tone=Tone.BAD))
     links = [each for each in findings.usable if each.kind == "net_pair"]
     slow = [each for each in links if slow_links([each])]
     if slow:
@@ -235,7 +235,7 @@ def reference_section(findings: Findings) -> Section:
             blocks.append(Note(flat(f"No record of {engine}, so {name} is missing here. ", MEASURE)))
         elif not size.search(subjects[0].model or ""):
             blocks.append(Note((f"{name} has not been measured; {subjects[0].model} stands in its place.",)))
-    subjects = (*cpu, *npu)
+    subjects = (*npu, *cpu)
     if subjects:
         rows: list[tuple[str, list[Text]]] = [
             ("Model", [(each.model or UNKNOWN,) for each in subjects]),
