@@ -172,6 +172,9 @@ def test_the_page_and_its_twin_show_the_models_figures() -> None:
     markdown = render_markdown(report)
     figures = list(walk(report))
     assert len(figures) > 500
+    shown = {(record, metric, text) for record, metric, _, text in page.figures if text}
+    assert shown <= {(" ".join(figure.records), figure.metric, figure.text) for figure in figures}
+    assert len(shown) > 300
     for figure in figures:
         if not figure.metric.startswith("derived.wilson"):  # The interval in a chart is a line without its numbers.
             assert (" ".join(figure.records), figure.metric) in on_page
