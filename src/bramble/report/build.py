@@ -85,6 +85,6 @@ def warn(findings: Findings, unreadable: int) -> tuple[Note, ...]:
         )
     if unreadable:
         notes.append(
-            Note((Strong("Unreadable."), f" {unreadable} lines of the files are no valid records. They are left out."))
+            Note((Strong("Unreadable."), f" Lines of the files that are no valid record, and left out: {unreadable}."))
         )
     return tuple(notes)
