@@ -77,12 +77,17 @@ def summarise(findings: Findings) -> tuple[Statement, ...]:
     for subject in findings.subjects:
         problem = find_shortfall(findings, subject)
         if problem is not None:
-            causes = flat(". Likely cause: ", joined(problem.causes), ".")
-            found.append(say(Strong("Falls short"), f": {subject.name} ", problem.reasons[0], causes, tone=Tone.BAD))
+            causes = flat(". Likely cause: ", joined(problem.causes), ".", stand_in(subject.measurements))
+            found.append(say(Strong("Falls short"), f": {subject.name}: ", problem.reasons[0], causes, tone=Tone.BAD))
     links = [each for each in findings.usable if each.kind == "net_pair"]
     slow = [each for each in links if slow_links([each])]
     if slow:
-        text = flat(f": {len(slow)} of {len(links)} pairs. ", joined(slow_links(slow[:2])), common_end(links, slow))
+        text = flat(
+            f": {len(slow)} of {len(links)} pairs. ",
+            joined(slow_links(slow[:2])),
+            common_end(links, slow),
+            stand_in(slow),
+        )
         found.append(say(Strong(f"Links below {FAST_LINK:.0f} Mbit/s"), text, tone=Tone.BAD))
     return tuple(found)
 
@@ -129,7 +134,12 @@ def together(entries: Sequence[Entry], show: Callable[[Entry], Text]) -> Text:
 
 
 def caveat(entries: Iterable[Entry]) -> Text:
-    reasons = sorted({reason for each in entries for reason in each.measurement.stand_ins})
+    return stand_in(each.measurement for each in entries)
+
+
+def stand_in(records: Iterable[Measurement]) -> Text:
+    """A sentence to add if records are of stand-ins."""
+    reasons = sorted({reason for each in records for reason in each.stand_ins})
     return (f" Stand-in ({', '.join(reasons)}): says nothing about real hardware.",) if reasons else ()
 
 
@@ -235,7 +245,7 @@ def reference_section(findings: Findings) -> Section:
             blocks.append(Note(flat(f"No record of {engine}, so {name} is missing here. ", MEASURE)))
         elif not size.search(subjects[0].model or ""):
             blocks.append(Note((f"{name} has not been measured; {subjects[0].model} stands in its place.",)))
-    subjects = (*cpu, *npu)
+    subjects = (*npu, *cpu)
     if subjects:
         rows: list[tuple[str, list[Text]]] = [
             ("Model", [(each.model or UNKNOWN,) for each in subjects]),

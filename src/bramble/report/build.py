@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bramble.records.schema import Record
-from bramble.report.answers import reference_section, summarise, tasks_section
+from bramble.report.answers import reference_section, reference_subjects, summarise, tasks_section
 from bramble.report.findings import Findings, sort_out
 from bramble.report.model import Code, Link, Note, Report, Strong
 from bramble.report.reading import latest
@@ -42,10 +42,11 @@ def build(
     if not findings.shown:
         nothing = say("There is no record yet, so there is nothing to report. ", Code("bramble bench"), " makes some.")
         return Report(title, generated_at, warnings, (nothing,), ())
+    compared = [each for side in reference_subjects(findings) for each in side]
     sections = (
         reference_section(findings),
         tasks_section(findings),
-        nodes_section(findings),
+        nodes_section(findings, all_compared=len(compared) == len(findings.subjects)),
         network_section(findings),
         quality_section(findings),
         conditions_section(findings, measured),
@@ -84,6 +85,6 @@ def warn(findings: Findings, unreadable: int) -> tuple[Note, ...]:
         )
     if unreadable:
         notes.append(
-            Note((Strong("Unreadable."), f" {unreadable} lines of the files are no valid records. They are left out."))
+            Note((Strong("Unreadable."), f" Lines of the files that are no valid record, and left out: {unreadable}."))
         )
     return tuple(notes)

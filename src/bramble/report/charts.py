@@ -27,6 +27,7 @@ class DrawnBar:
     figure: Figure
     spread: Figure | None
     mark: Figure | None
+    interval: tuple[Figure, Figure] | None
     label_y: float
     y: float
     width: float
@@ -56,7 +57,7 @@ class Drawing:
     band: tuple[float, float] | None
 
 
-def step(largest: float, parts: int = 4) -> float:
+def step(largest: float, parts: int = 5) -> float:
     """The distance of round ticks (1, 2 or 5 times a power of ten): about `parts` of them reach `largest`."""
     if not 0 < largest < 1e300:
         return 1.0
@@ -70,8 +71,7 @@ def draw(chart: Chart) -> Drawing:
     reach = [0.0, *((chart.band or ())[1:])]
     for bar in chart.bars:
         reach.append(bar.figure.value + (bar.spread.value if bar.spread is not None else 0.0))
-        if bar.mark is not None:
-            reach.append(bar.mark.value)
+        reach += [each.value for each in (bar.mark, *(bar.interval or ())) if each is not None]
     if chart.limit is not None:
         reach.append(chart.limit.value)
     largest = max(reach)
@@ -87,6 +87,8 @@ def draw(chart: Chart) -> Drawing:
         low, high = bar.figure.value, bar.figure.value
         if bar.spread is not None:
             low, high = low - bar.spread.value, high + bar.spread.value
+        if bar.interval is not None:
+            low, high = (end.value for end in bar.interval)
         mark_x = x(bar.mark.value) if bar.mark is not None else 0.0
         bars.append(
             DrawnBar(
@@ -95,6 +97,7 @@ def draw(chart: Chart) -> Drawing:
                 bar.figure,
                 bar.spread,
                 bar.mark,
+                bar.interval,
                 label_y=height + LABEL - 4,
                 y=height + LABEL,
                 width=round(x(bar.figure.value) - MARGIN, 2),

@@ -157,25 +157,41 @@ def shortfall(
             )
         if reasons:
             concerned.append(decode)
-    for each in measurements:
-        for name, lowest, unit in (("decode", False, "tok/s"), ("prefill", False, "tok/s"), ("ttft", True, "s")):
-            others = [other for other in peers.get(each.series, ()) if other.host != each.host]
-            own = entry(each.host, each, name)
-            rivals = [rival for other in others for rival in entry(other.host, other, name)]
-            if not own or not rivals:
-                continue
-            top = rank(rivals, lowest=lowest).best[0]
-            better, worse = sorted((own[0].figure.value, top.figure.value), reverse=not lowest)
-            is_worse = own[0].figure.value == worse and worse != better
-            if is_worse and differ(own[0], top) and abs(better - worse) > PEER_SHARE * abs(better):
-                seen: Text = (f"{name} ", own[0].figure, f" {unit} against ", top.figure, f" on {top.name}")
-                reasons.append((*seen, *where(each)))
-                concerned.append(each)
-                slower_than.append(top.measurement)
+    for name, words, lowest, unit in (
+        ("decode", "decode", False, "tok/s"),
+        ("prefill", "prefill", False, "tok/s"),
+        ("ttft", "first token", True, "s"),
+    ):
+        behind: list[tuple[float, Entry, Entry]] = []
+        for each in measurements:
+            rivals = [
+                one
+                for other in peers.get(each.series, ())
+                if other.host != each.host
+                for one in entry(other.host, other, name)
+            ]
+            for own in entry(each.host, each, name):
+                for top in rank(rivals, lowest=lowest).best[:1]:
+                    lost = slower_by(own, top, lowest=lowest)
+                    if lost > PEER_SHARE:
+                        behind.append((lost, own, top))
+        if behind:
+            _, own, top = max(behind, key=lambda each: (each[0], each[1].measurement.id))
+            seen: Text = (f"{words} ", own.figure, f" {unit} against ", top.figure, f" on {top.name}")
+            more: Text = (f" and {len(behind) - 1} more like it",) if len(behind) > 1 else ()
+            reasons.append((*seen, *where(own.measurement), *more))
+            concerned += [own.measurement for _, own, _ in behind]
+            slower_than += [top.measurement for _, _, top in behind]
     if not reasons:
         return None
     causes = find_causes(concerned, slower_than, links)
     return Shortfall(_unique(reasons), _unique(causes) or (("no cause seen in the conditions",),))
+
+
+def slower_by(own: Entry, top: Entry, *, lowest: bool) -> float:
+    """By which share of the better figure the own one is worse; 0 if it is better or the difference is noise."""
+    gap = own.spread.mean - top.spread.mean if lowest else top.spread.mean - own.spread.mean
+    return gap / abs(top.spread.mean) if gap > 0 and top.spread.mean and differ(own, top) else 0.0
 
 
 def where(measurement: Measurement) -> Text:

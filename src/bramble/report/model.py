@@ -100,13 +100,13 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar of a chart, ``spread`` to both sides of its end (same unit), with a second value marked, such as a p95."""
+    """A bar of a chart: ``spread`` to both sides of its end or an ``interval`` around it, ``mark`` a second value."""
 
     label: str
     figure: Figure
     spread: Figure | None = None
     mark: Figure | None = None
-    series: int = 0
+    interval: tuple[Figure, Figure] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,6 @@ class Chart:
     title: str
     unit: str
     bars: tuple[Bar, ...]
-    series: tuple[str, ...] = ()
     mark_name: str = ""
     limit: Figure | None = None
     limit_name: str = ""
@@ -177,7 +176,11 @@ def _section(section: Section) -> Iterator[Figure]:
             case Charts(items=charts):
                 for chart in charts:
                     for bar in chart.bars:
-                        yield from (each for each in (bar.figure, bar.spread, bar.mark) if each is not None)
+                        yield from (
+                            each
+                            for each in (bar.figure, bar.spread, bar.mark, *(bar.interval or ()))
+                            if each is not None
+                        )
                     if chart.limit is not None:
                         yield chart.limit
     for each in section.sections:

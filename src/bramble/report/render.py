@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import cache
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -37,6 +38,11 @@ BAR_LETTERS = 24
 
 def render_html(report: Report) -> str:
     """One page that loads nothing: its style is inside, it has no script, its charts are SVG."""
+    return _environment().get_template("report.html.j2").render(report=report)
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("bramble.report"),
         autoescape=True,
@@ -45,11 +51,14 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["kind"] = lambda part: type(part).__name__
-    environment.filters["target"] = target
-    environment.filters["shown"] = printable
+    environment.filters |= {
+        "kind": lambda part: type(part).__name__,
+        "target": target,
+        "shown": printable,
+        "plain": plain,
+    }
     environment.globals["draw"] = draw
-    return environment.get_template("report.html.j2").render(report=report)
+    return environment
 
 
 def render_markdown(report: Report) -> str:
@@ -156,6 +165,8 @@ def _markdown_chart(chart: Chart) -> list[str]:
     lines = [f"*{escape(head)}*", "", "```text"]
     for bar in drawing.bars:
         spread = f" ± {bar.spread.text}" if bar.spread is not None else ""
+        if bar.interval is not None:
+            spread = f" ({' to '.join(end.text for end in bar.interval)})"
         mark = f" ({chart.mark_name} {bar.mark.text})" if bar.mark is not None else ""
         letters = "█" * max(round(BAR_LETTERS * bar.width / longest), 1 if bar.width > 0 else 0)
         label = printable(bar.label).replace("`", "'")

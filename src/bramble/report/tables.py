@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from bramble.report.compare import EXPECTED_DECODE, FAST_LINK, expects_3b_on_pi5, slow_links, where
+from bramble.report.compare import EXPECTED_DECODE, FAST_LINK, Entry, expects_3b_on_pi5, slow_links, where
 from bramble.report.findings import Findings, Subject, find_shortfall, interval, quality_entries
 from bramble.report.model import (
     Bar,
@@ -36,6 +36,7 @@ from bramble.report.words import (
     watts,
 )
 
+MOST_LINKS = 8  # Told one by one.
 CATEGORY_WORDS = {
     "extraction": "Extraction",
     "format": "Output in a given format",
@@ -59,6 +60,11 @@ def overview(findings: Findings, subjects: Sequence[Subject]) -> tuple[Chart, ..
 def bar(label: str, record: Measurement | None, metric: str) -> list[Bar]:
     figure = None if record is None else record.main(metric)
     return [] if record is None or figure is None else [Bar(label, figure, record.deviation(metric))]
+
+
+def score_bar(each: Entry) -> Bar:
+    low, high = interval(each.measurement, "score")
+    return Bar(each.name, each.figure, interval=None if low is None or high is None else (low, high))
 
 
 def ttft_bar(label: str, record: Measurement | None) -> list[Bar]:
@@ -98,22 +104,25 @@ def category_words(category: str) -> str:
     return CATEGORY_WORDS.get(category, category.replace("_", " ").capitalize())
 
 
-def nodes_section(findings: Findings) -> Section:
-    """A part for each host, and in it for each engine and model: tables, charts, and where it falls short."""
+def nodes_section(findings: Findings, *, all_compared: bool) -> Section:
+    """A part for each host, and in it for each engine and model: tables, charts, and where it falls short.
+
+    ``all_compared``: the charts of all subjects stand in another section already.
+    """
     hosts = sorted({each.host for each in findings.usable if each.kind in ("llama_bench", "http_generate")})
     blocks: list[Block] = []
     for kind, what in (("llama_bench", "llama-bench"), ("http_generate", "requests over HTTP")):
         if not any(each.kind == kind for each in findings.usable):
             blocks.append(Note(flat(f"No record of {what} ({kind}) yet. ", MEASURE)))
     charts = overview(findings, findings.subjects)
-    if charts and len(findings.subjects) > 1:
+    if charts and len(findings.subjects) > 1 and not all_compared:
         blocks.append(Charts(charts))
     return Section("nodes", "Nodes and engines", tuple(blocks), tuple(host_section(findings, host) for host in hosts))
 
 
 def host_section(findings: Findings, host: str) -> Section:
     newest = max((each for each in findings.usable if each.host == host), key=lambda each: each.age)
-    words = [("board", ("board",)), ("memory", ("memory_bytes",)), ("kernel", ("kernel",)), ("governor", ("governor",))]
+    words = [("board", ("board",)), ("kernel", ("kernel",)), ("governor", ("governor",))]
     facts = [
         f"{name} {told}"
         for name, path in (*words, ("bootloader", ("bootloader",)))
@@ -292,10 +301,12 @@ def network_section(findings: Findings) -> Section:
         for _, each in sorted(pairs.items())
         if (figure := each.main("ping_loss")) is not None and figure.value > 0
     ]
-    problems = [*slow, *lossy]
+    problems = [*(flat(text, f", less than {FAST_LINK:.0f}") for text in slow), *lossy]
     blocks: list[Block] = []
     if problems:
-        blocks.append(Statements(tuple(say(text, ".", tone=Tone.BAD) for text in problems)))
+        blocks.append(Statements(tuple(say(text, ".", tone=Tone.BAD) for text in problems[:MOST_LINKS])))
+        if len(problems) > MOST_LINKS:
+            blocks.append(Paragraph((f"And {len(problems) - MOST_LINKS} more, marked in the tables.",)))
     else:
         rates = [figure for each in pairs.values() for way in ("send", "receive") if (figure := each.main(way))]
         if rates:
@@ -360,7 +371,7 @@ def quality_section(findings: Findings) -> Section:
         )
         columns = ("Engine", "Record", "Exam", "All", *map(category_words, names))
         blocks.append(Table("Share of the exam's items answered right (95 % interval), and items", columns, rows))
-        bars = tuple(drawn for each in quality_entries(findings) for drawn in bar(each.name, each.measurement, "score"))
+        bars = tuple(score_bar(each) for each in quality_entries(findings))
         blocks.append(Charts((Chart("Exam, all categories", "share right", bars),)))
     else:
         blocks.append(Note(flat("No record of an exam (quality) yet. ", MEASURE)))
