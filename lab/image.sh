@@ -48,7 +48,7 @@ UNIT
     install -D -m 0755 -t "$work/usr/lib/bramble-lab" "$here/hardware/init"
     install -D -m 0755 -t "$work/usr/bin" "$here/hardware/vcgencmd" "$here/hardware/rpi-eeprom-update" "$here/hardware/raspi-config"
     install -D -m 0644 -t "$work/boot/firmware" "$here/hardware/config.txt" "$here/hardware/cmdline.txt"
-    install -D -m 0644 -t "$work/etc/systemd/system" "$here"/hardware/*.service
+    install -D -m 0644 -t "$work/usr/lib/systemd/system" "$here"/hardware/*.service
     # shellcheck disable=SC2016 # $1 in the hooks is mmdebstrap's: the new root
     mmdebstrap --quiet --format=tar --variant=minbase --include="$packages" \
         --aptopt='Acquire::Retries "3"' \

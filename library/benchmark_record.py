@@ -30,6 +30,11 @@ options:
   raw:
     description: What the tool printed. A text is kept for each record, a list has one text for each.
     type: raw
+  notes:
+    description: What else was so during the measurement, added to the notes of each record's conditions.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     description: Checks the records and writes nothing.
@@ -91,6 +96,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "host": {"type": "str", "required": True},
     "records": {"type": "list", "elements": "dict", "required": True},
     "raw": {"type": "raw"},
+    "notes": {"type": "list", "elements": "str", "default": []},
 }
 
 
@@ -105,6 +111,14 @@ def raw_texts(raw: object, count: int) -> list[str | None]:
     return list(raw)
 
 
+def noted(partial: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The partial record with these notes too, where its conditions can hold any: `complete` says what is wrong."""
+    conditions = partial.get("conditions")
+    if not notes or not isinstance(conditions, dict) or not isinstance(conditions.get("notes"), list):
+        return partial
+    return {**partial, "conditions": {**conditions, "notes": [*conditions["notes"], *notes]}}
+
+
 def run(module: Any) -> dict[str, Any]:
     params = module.params
     directory = Path(params["inventory_dir"]) / "measured"
@@ -112,7 +126,7 @@ def run(module: Any) -> dict[str, Any]:
     records = []
     for number, (partial, text) in enumerate(zip(params["records"], texts, strict=True)):
         try:
-            records.append(bramble_records.complete(partial, params["host"], text))
+            records.append(bramble_records.complete(noted(partial, params["notes"]), params["host"], text))
         except bramble_records.RecordError as error:
             raise ValueError(f"records[{number}]: {error}") from error
 

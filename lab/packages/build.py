@@ -34,6 +34,7 @@ NOTE = "EMULATION for the lab of Bramble"
 MAINTAINER = "Bramble's lab <lab@localhost>"
 
 APT = "usr/share/bramble-lab/apt"
+OLLAMA = "0.13.3"
 FILES = "usr/share/bramble-lab/files"
 SOURCE = f"""Types: deb
 URIs: file:/{APT}
@@ -154,17 +155,6 @@ def gzip(content: bytes) -> bytes:
         for number, block in enumerate(blocks, 1)
     )
     return b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + body + struct.pack("<II", zlib.crc32(content), len(content) & 0xFFFFFFFF)
-
-
-def zstd(content: bytes) -> bytes:
-    """A Zstandard frame of raw blocks (RFC 8878 3.1.1): content size of 8 bytes, single segment, no checksum."""
-    size = 1 << 17
-    blocks = [content[start : start + size] for start in range(0, len(content), size)] or [b""]
-    body = b"".join(
-        struct.pack("<I", len(block) << 3 | (number == len(blocks)))[:3] + block
-        for number, block in enumerate(blocks, 1)
-    )
-    return struct.pack("<IBQ", 0xFD2FB528, 0xE0, len(content)) + body
 
 
 def program(name: str, **replace: str) -> Entry:
@@ -376,11 +366,10 @@ def downloads(gguf: bytes) -> dict[str, bytes]:
     }
     files = {f"blob/sha256_{hashlib.sha256(blob).hexdigest()}": blob for blob in blobs.values()}
     files["hailo_gen_ai_model_zoo_5.1.1_arm64.deb"] = zoo(blobs).build()
-    # ollama's releases are .tar.zst since 0.14 and were .tgz before. The emulation runs on any architecture.
+    # The release that the role installs, and its checksum beside it. The emulation runs on any architecture.
     release = tar({"bin/ollama": program("ollama.py")})
     for architecture in ("amd64", "arm64"):
-        files[f"ollama-linux-{architecture}.tgz"] = gzip(release)
-        files[f"ollama-linux-{architecture}.tar.zst"] = zstd(release)
+        files[f"v{OLLAMA}/ollama-linux-{architecture}.tgz"] = gzip(release)
     files["ollama-model.gguf"] = gguf
     files["SHA256SUMS"] = "".join(
         f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items())

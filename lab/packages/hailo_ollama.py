@@ -18,6 +18,7 @@ hardware (not before those of the configuration and the models); tests set it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import http.client
@@ -27,7 +28,6 @@ import os
 import queue
 import random
 import resource
-import shutil
 import signal
 import socket
 import ssl
@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 VERSION = "5.1.1"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ROOT = Path(os.environ.get("BRAMBLE_LAB_ROOT", "/"))
 RUN = ROOT / "run/bramble-lab"
 FAULTS = ROOT / "etc/bramble-lab/faults"
@@ -411,6 +412,11 @@ def _locked(lock: int) -> bool:
     return True
 
 
+def die_with_parent() -> None:
+    """For a child: it gets SIGKILL when the thread that started it ends. Hardened units forbid setpriv's capset."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class Spawner:
     """Starts children on the main thread: they get a signal when the thread that started them ends."""
 
@@ -428,7 +434,11 @@ class Spawner:
             command, started = self.jobs.get()
             try:
                 self.child = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    preexec_fn=die_with_parent,
                 )
                 started.set_result(self.child)
             except OSError as error:
@@ -512,10 +522,8 @@ class Npu:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        guard = shutil.which("setpriv", path="/usr/bin:/bin")
         settings = self.settings
-        command = [guard, "--pdeathsig", "KILL", "--"] if guard else []
-        command += [settings.llama_server, "--model", str(path), "--host", "127.0.0.1", "--port", str(port)]
+        command = [settings.llama_server, "--model", str(path), "--host", "127.0.0.1", "--port", str(port)]
         command += ["--ctx-size", str(settings.context), "--threads", str(settings.threads), "--parallel", "1"]
         try:
             child = self.spawner.start(command)

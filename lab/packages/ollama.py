@@ -9,6 +9,7 @@ OLLAMA_MODELS and OLLAMA_KEEP_ALIVE; it has no other command than `serve` and `-
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import http.client
 import json
@@ -16,7 +17,6 @@ import os
 import queue
 import re
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -31,7 +31,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn
 
-VERSION = "0.14.3"
+VERSION = "0.13.3"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ROOT = Path(os.environ.get("BRAMBLE_LAB_ROOT", "/"))
 LIBRARY = re.compile(r"(qwen2\.5|qwen2\.5-coder|qwen3|llama3\.2|gemma3|smollm2|bramble-[a-z]+)(:[a-z0-9._-]+)?")
 BLOB_URL = os.environ.get("BRAMBLE_LAB_OLLAMA_BLOB", "http://127.0.0.1:8099/ollama-model.gguf")
@@ -155,6 +156,11 @@ DETAILS = {
 }
 
 
+def die_with_parent() -> None:
+    """For a child: it gets SIGKILL when the thread that started it ends. Hardened units forbid setpriv's capset."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class Runner:
     """The one llama-server that runs. `lock` is for whoever uses it; children are started by the main thread."""
 
@@ -181,9 +187,7 @@ class Runner:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
-        guard = shutil.which("setpriv", path="/usr/bin:/bin")
-        command = [guard, "--pdeathsig", "KILL", "--"] if guard else []
-        command += [server, "--model", str(blob), "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [server, "--model", str(blob), "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--ctx-size", str(CONTEXT), "--threads", "1", "--parallel", "1"]
         started: Future[subprocess.Popen[bytes]] = Future()
         self.jobs.put((command, started))
@@ -214,7 +218,9 @@ class Runner:
             command, started = self.jobs.get()
             try:
                 quiet = subprocess.DEVNULL
-                started.set_result(subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet))
+                started.set_result(
+                    subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, preexec_fn=die_with_parent)
+                )
             except OSError as error:
                 started.set_exception(error)
 

@@ -294,18 +294,19 @@ def backends(hosts: Sequence[str], role: str, hostvars: Mapping[str, Any]) -> li
 def served(hostvars: Mapping[str, Any], host: str, groups: Sequence[str]) -> list[dict[str, Any]]:
     """The models that a host serves by an Ollama interface of its own: [{"url", "api", "model", "about"}].
 
-    "about" is what a benchmark record of it names: {"engine": {"name"}, "model": {"name"}}.
+    "about" is what a benchmark record of it says: {"engine": {"name", "version"}, "model": {"name"}}.
     """
     found = []
     for role, engine in (("hailo_ollama", "hailo-ollama"), ("ollama", "ollama")):
         if role in groups:
             [endpoint] = endpoints([host], role, hostvars)
+            version = setting(hostvars, host, f"{role}_version")
             found += [
                 {
                     "url": f"http://{endpoint['address']}:{endpoint['port']}",
                     "api": "ollama",
                     "model": model,
-                    "about": {"engine": {"name": engine}, "model": {"name": model}},
+                    "about": {"engine": {"name": engine, "version": version}, "model": {"name": model}},
                 }
                 for model in setting(hostvars, host, f"{role}_models")
             ]

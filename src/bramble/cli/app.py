@@ -15,7 +15,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -47,6 +48,8 @@ TAGS = (
     *("step_1_4", "benchmark", "net_bench", "report"),
     *("phase2", "rpc_worker", "rpc_head", "phase3", "gateway"),
 )
+# What lies in an inventory's directory and names no hosts.
+NO_HOSTS = ("group_vars", "host_vars", "measured", "measured.yml", "report")
 PLACEHOLDER = re.compile(r"^[^#\n]*\bCHANGE_ME\b", re.MULTILINE)  # In a value, not in a comment.
 
 app = typer.Typer(
@@ -71,11 +74,25 @@ class CliError(Exception):
 
 
 class Break(StrEnum):
-    """What can be done to a lab's node."""
+    """What can be done to a lab's node (lab/break.sh). The first three are the node's own; then come its board and its HAT."""
 
     STOP = "stop"
     FREEZE = "freeze"
     CUT = "cut"
+    UNDER_VOLTAGE = "under-voltage"
+    THROTTLED = "throttled"
+    HOT = "hot"
+    WEAK_SUPPLY = "weak-supply"
+    OLD_EEPROM = "old-eeprom"
+    SLOW_LINK = "slow-link"
+    WIFI = "wifi"
+    SMALL_CARD = "small-card"
+    NO_FAN = "no-fan"
+    NO_DEVICE = "no-device"
+    VERSION_MISMATCH = "version-mismatch"
+    DEVICE_LOST = "device-lost"
+    BUSY = "busy"
+    SLOW = "slow"
 
 
 Inventory = Annotated[
@@ -187,6 +204,97 @@ def ask(
     ask_gateway(url.rstrip("/"), " ".join(prompt), model=model, max_tokens=max_tokens, advice=advice)
 
 
+@app.command()
+def bench(
+    inventory: Inventory = DEFAULT_INVENTORY,
+    limit: Annotated[str | None, typer.Option("--limit", help="Only these hosts.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="Only this kind of record. May be given several times.")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure also what has a record of the same build and model.")
+    ] = False,
+    ask_become_pass: AskBecomePass = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Measure the nodes, which takes minutes for each, and keep the records: runs playbooks/benchmark.yml."""
+    from bramble.cli.measured import bench_tags, bench_variables
+
+    with measured_errors():
+        variables, tags = bench_variables(kind or [], again), bench_tags(kind or [])
+    root = find_root()
+    passwords = become_passwords("The nodes want a password for sudo.") if ask_become_pass else None
+    play(
+        root,
+        "playbooks/benchmark.yml",
+        inventory=inventory_path(root, inventory),
+        limit=limit,
+        tags=tags,
+        extra_vars=variables,
+        passwords=passwords,
+        verbosity=verbose,
+        require_hosts=True,
+    )
+
+
+@app.command()
+def history(
+    host: Annotated[str | None, typer.Argument(help="Only this host.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only this kind of record, such as llama_bench.")] = None,
+    inventory: Inventory = DEFAULT_INVENTORY,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records as a JSON list.")] = False,
+) -> None:
+    """List what was measured, the newest last."""
+    from bramble.cli.measured import show_history
+
+    directory = Path(inventory_path(find_root(), inventory))
+    with measured_errors():
+        show_history(directory, host, kind, as_json=as_json, console=stdout_console(), errors=stderr_console())
+
+
+@app.command()
+def compare(
+    a: Annotated[
+        str, typer.Argument(help="`first`, `latest`, a time (UTC), a record's id, or a directory with records.")
+    ],
+    b: Annotated[str, typer.Argument(help="The same, for the other side.")] = "latest",
+    floor: Annotated[
+        float, typer.Option("--floor", min=0, help="Relative differences up to this are never told.")
+    ] = 0.05,
+    inventory: Inventory = DEFAULT_INVENTORY,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare what was measured: B against A, the newest record of each series.
+
+    Exit code 0: nothing became worse beyond noise. 1: something did. 2: there is nothing to compare.
+    """
+    from bramble.cli.measured import show_compare
+
+    directory = Path(inventory_path(find_root(), inventory))
+    with measured_errors():
+        good = show_compare(
+            directory, a, b, floor=floor, as_json=as_json, console=stdout_console(), errors=stderr_console()
+        )
+    raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def report(
+    inventory: Inventory = DEFAULT_INVENTORY,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The directory to write it to, if not the inventory's report/.")
+    ] = None,
+) -> None:
+    """Write what was measured as a page, baseline.html, and its twin in Markdown."""
+    from bramble.cli.report import ReportError, show_report
+
+    directory = Path(inventory_path(find_root(), inventory))
+    try:
+        show_report(directory, output, console=stdout_console(), errors=stderr_console())
+    except ReportError as error:
+        raise CliError(str(error)) from error
+
+
 @lab_app.command("up")
 def lab_up(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> None:
     """Boot the nodes and write their inventory."""
@@ -204,7 +312,7 @@ def lab_down(name: LabName = "lab", verbose: Verbose = 0) -> None:
 def lab_break(
     node: Annotated[str, typer.Argument(help="The node, such as pi2.")],
     how: Annotated[
-        Break, typer.Option("--how", help="Switch it off, freeze its processes, or cut it off the network.")
+        Break, typer.Option("--how", help="Switch it off, freeze its processes, cut it off the network, or a fault of its emulated board or HAT.")
     ],
     name: LabName = "lab",
     verbose: Verbose = 0,
@@ -293,6 +401,17 @@ def demo(name: LabName = "lab", nodes: DemoNodes = 3, verbose: Verbose = 0) -> N
 # --- What they call
 
 
+@contextmanager
+def measured_errors() -> Iterator[None]:
+    """What `bramble.cli.measured` cannot do ends the command (exit code 2)."""
+    from bramble.cli.measured import MeasuredError
+
+    try:
+        yield
+    except MeasuredError as error:
+        raise CliError(str(error), 2) from error
+
+
 def stderr_console() -> Console:
     return Console(stderr=True, highlight=False)
 
@@ -331,7 +450,7 @@ def inventory_path(root: Path, inventory: str) -> str:
         names = [each.name for each in path.iterdir()] if path.is_dir() else None
     except OSError as error:
         raise CliError(f"The inventory {inventory} cannot be read: {error.strerror}.", 2) from error
-    if names is not None and all(name in ("group_vars", "host_vars") or name.startswith(".") for name in names):
+    if names is not None and all(name in NO_HOSTS or name.startswith(".") for name in names):
         lab = path.name if path.parent == root / "inventory" and LAB_NAME.fullmatch(path.name) else None
         boot = f"make lab-up{'' if lab == 'lab' else f' LAB={lab}'}"
         raise CliError(

@@ -18,6 +18,10 @@ _IN_MAIN_MEMORY = frozenset({"llama.cpp", "ollama"})
 """Engines that keep the weights in the board's memory. The AI HAT+ 2 has memory of its own."""
 
 
+EMULATION = "emulation"
+"""How a note begins that says that the hardware is an emulation."""
+
+
 def memory_bandwidth(board: str | None) -> float | None:
     """The peak memory bandwidth of a board in bytes/s, from its name (`/proc/device-tree/model`); None if unknown."""
     for pattern, bandwidth in _BANDWIDTHS:
@@ -34,6 +38,8 @@ def bound(record: Record) -> float | None:
     experts, which reads only some of its weights; records do not tell, so its records are flagged.
     """
     model = record["model"]
+    if any(note.startswith(EMULATION) for note in record["conditions"]["notes"]):
+        return None  # The board is one in name only.
     if record["kind"] not in ("llama_bench", "http_generate") or record["engine"]["name"] not in _IN_MAIN_MEMORY:
         return None
     bandwidth = memory_bandwidth(record["conditions"]["board"])

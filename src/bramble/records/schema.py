@@ -51,7 +51,7 @@ class Model(TypedDict):
 class Metric(TypedDict):
     """A figure and its unit: either `value`, or `mean` with `sd` (sample standard deviation, null if n is 1) and `n`.
 
-    A `value` may have an `n` too: the number of exam items behind a share.
+    A `value` may have an `n` too: the number of exam items behind a share. `low` and `high`: its 95 % interval.
     """
 
     unit: str
@@ -63,6 +63,8 @@ class Metric(TypedDict):
     p95: NotRequired[float]
     min: NotRequired[float]
     max: NotRequired[float]
+    low: NotRequired[float]
+    high: NotRequired[float]
 
 
 class Temperature(TypedDict):
@@ -298,7 +300,7 @@ def _result(path: str, value: object) -> Iterator[str]:
 
 
 _DEPTH = 8
-_METRIC = frozenset({"unit", "value", "mean", "sd", "n", "p50", "p95", "min", "max"})
+_METRIC = frozenset({"unit", "value", "mean", "sd", "n", "p50", "p95", "min", "max", "low", "high"})
 
 
 def _metric(path: str, value: object) -> Iterator[str]:
@@ -312,7 +314,7 @@ def _metric(path: str, value: object) -> Iterator[str]:
         yield f"{path}.unit: is missing"
     if ("value" in value) == ("mean" in value):
         yield f"{path}: has {'both' if 'value' in value else 'neither'} value and mean; it tells one of them"
-    for key in ("value", "mean", "p50", "p95", "min", "max"):
+    for key in ("value", "mean", "p50", "p95", "min", "max", "low", "high"):
         if key in value and not _is_number(value[key]):
             yield from _number(f"{path}.{key}", value[key])
     if "mean" in value:
