@@ -197,7 +197,7 @@ def run(params: dict[str, Any], check: bool) -> dict[str, Any]:
     else:
         lines = enroll.pin(target, unpinned) if unpinned else ""
         password = enroll.Secret(params["password"]) if params["password"] else None
-        done = enroll.enroll(target, trusted, identity, others, password, params["timeout"])
+        done = enroll.enroll(target, trusted, identity, others, lambda: password, params["timeout"])
         result |= {"login": done.login, "public_key": identity.public.fingerprint}
         result["changed"] = done.installed or done.tightened
         lines += f"~/.ssh/authorized_keys: {identity.public.line}\n" if done.installed else ""

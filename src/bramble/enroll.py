@@ -524,13 +524,14 @@ def enroll(
     trusted: Sequence[PublicKey],
     identity: Identity,
     others: Sequence[Identity] = (),
-    password: Secret | None = None,
+    password: Callable[[], Secret | None] = lambda: None,
     timeout: float = TIMEOUT,
 ) -> Enrolled:
     """Install ``identity``'s public key for the target's user and prove by a new connection that it lets in.
 
     Tried in this order, on one connection: ``identity`` itself, up to two of ``others``, the ``password``. Other keys
-    on the node stay. Interrupted anywhere, it can be repeated.
+    on the node stay. Interrupted anywhere, it can be repeated. ``password`` is called only if no key lets in, while the
+    server waits: sshd does so for two minutes.
 
     Raises:
         RejectedPassword: a password is needed, and this is not it.
@@ -549,7 +550,11 @@ def enroll(
 
 
 def _log_in(
-    transport: Any, target: Target, identity: Identity, others: Sequence[Identity], password: Secret | None
+    transport: Any,
+    target: Target,
+    identity: Identity,
+    others: Sequence[Identity],
+    password: Callable[[], Secret | None],
 ) -> Literal["the key", "another key", "the password", "no password"]:
     allowed = _allowed(transport, target)
     if allowed is None:
@@ -572,14 +577,15 @@ def _log_in(
             f"{target.user} in. Is the user right? Else put {identity.public.fingerprint} into "
             "~/.ssh/authorized_keys at the node's own keyboard."
         )
-    if not password:
+    secret = password()
+    if not secret:
         raise RejectedPassword(f"{target.place}: no key lets in yet, and there is no password.")
     # Where both are offered they lead to the same check: a wrong password would be a failure twice.
     try:
         if ways[0] == "password":
-            transport.auth_password(target.user, password.reveal(), fallback=False)
+            transport.auth_password(target.user, secret.reveal(), fallback=False)
         else:
-            _interactive(transport, target, password)
+            _interactive(transport, target, secret)
     except paramiko.BadAuthenticationType as error:
         raise RejectedPassword(f"{target.place} no longer takes a password: too many failures. Try again.") from error
     except paramiko.AuthenticationException as error:
@@ -741,8 +747,10 @@ def _run(transport: Any, target: Target, command: str, given: bytes, timeout: fl
         channel = transport.open_session(timeout=timeout)
         channel.settimeout(timeout)
         channel.exec_command(command)
-        channel.sendall(given)
-        channel.shutdown_write()
+        # A command that ends without reading has closed the channel; what it said is still there.
+        with contextlib.suppress(paramiko.SSHException, OSError):
+            channel.sendall(given)
+            channel.shutdown_write()
         output = _read(channel.recv)
         errors = _read(channel.recv_stderr)
         channel.status_event.wait(timeout)

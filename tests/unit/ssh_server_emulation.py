@@ -161,7 +161,7 @@ class _ExpiredHandler(paramiko.auth_handler.AuthHandler):
 
 @contextmanager
 def ssh_server(account: Account, *host_keys: Path) -> Iterator[int]:
-    """The server; its port on 127.0.0.1. ``host_keys`` may be changed between connections by `Account`'s owner."""
+    """The server; its port on 127.0.0.1."""
     keys = [paramiko.PKey.from_path(path) for path in host_keys]
     with _listening() as (listener, stopped):
 

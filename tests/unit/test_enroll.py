@@ -420,7 +420,7 @@ def test_a_node_with_a_password_only(tmp_path: Path, keys: Path, account: Accoun
         assert (seen.verdict.state, account.log) == ("unknown", [])
         e.pin(node, seen.offered)
         mine, others = e.choose_identity(node)
-        done = e.enroll(node, e.look(node).verdict.trusted, mine, others, e.Secret(PASSWORD))
+        done = e.enroll(node, e.look(node).verdict.trusted, mine, others, lambda: e.Secret(PASSWORD))
         assert done == e.Enrolled("the password", installed=True)
         assert account.log == ["key refused", "password accepted", "command, exit 0", "key accepted", "command, exit 0"]
         assert account.authorized == (keys / "owner.pub").read_text()
@@ -440,7 +440,7 @@ def run(tmp_path: Path, keys: Path, account: Account, password: str | None = PAS
         trusted = e.scan(node)
         mine, others = e.choose_identity(replace(node, **more) if more else node)  # type: ignore[arg-type]
         secret = None if password is None else e.Secret(password)
-        return e.enroll(node, trusted, mine, others, secret, timeout=5)
+        return e.enroll(node, trusted, mine, others, lambda: secret, timeout=5)
 
 
 def test_by_keyboard_interactive(tmp_path: Path, keys: Path, account: Account, everything_logged: object) -> None:
@@ -499,7 +499,7 @@ def test_hostile_names_reach_no_shell(tmp_path: Path, account: Account) -> None:
     with ssh_server(account, private) as port:
         node = target(tmp_path, port, private)
         mine, others = e.choose_identity(node)
-        e.enroll(node, e.scan(node), mine, others, e.Secret(PASSWORD))
+        e.enroll(node, e.scan(node), mine, others, lambda: e.Secret(PASSWORD))
     assert account.authorized == private.with_suffix(".pub").read_text()
     assert list(tmp_path.rglob("broken*")) == []
 
@@ -587,7 +587,7 @@ def test_a_session_that_falls_silent_is_told(tmp_path: Path, keys: Path, account
         node = target(tmp_path, port, keys / "owner")
         mine, others = e.choose_identity(node)
         with pytest.raises(e.EnrollError, match="fell silent for 1 s"):
-            e.enroll(node, e.scan(node), mine, others, e.Secret(PASSWORD), timeout=1)
+            e.enroll(node, e.scan(node), mine, others, lambda: e.Secret(PASSWORD), timeout=1)
 
 
 def test_nothing_is_sent_to_a_server_with_another_host_key(tmp_path: Path, keys: Path, account: Account) -> None:
@@ -596,11 +596,11 @@ def test_nothing_is_sent_to_a_server_with_another_host_key(tmp_path: Path, keys:
         mine, others = e.choose_identity(node)
         confirmed = e.read_public_key(keys / "h1.pub")
         with pytest.raises(e.EnrollError, match="shows another host key than a moment ago"):
-            e.enroll(node, [confirmed], mine, others, e.Secret(PASSWORD))
+            e.enroll(node, [confirmed], mine, others, lambda: e.Secret(PASSWORD))
         with pytest.raises(e.EnrollError, match="no longer offers the host key"):
-            e.enroll(node, [e.read_public_key(keys / "r1.pub")], mine, others, e.Secret(PASSWORD))
+            e.enroll(node, [e.read_public_key(keys / "r1.pub")], mine, others, lambda: e.Secret(PASSWORD))
         with pytest.raises(e.EnrollError, match="nobody has confirmed its host key"):
-            e.enroll(node, [], mine, others, e.Secret(PASSWORD))
+            e.enroll(node, [], mine, others, lambda: e.Secret(PASSWORD))
     assert account.log == []
 
 
