@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 import paramiko
 
+from bramble.secret import Secret
 from bramble.ssh_keys import (
     ECDSA,
     ED25519,
@@ -71,29 +72,6 @@ class EnrollError(SshError):
 
 class RejectedPassword(EnrollError):  # noqa: N818 - an answer of the server, which the caller may ask about again
     """The server takes passwords, and not this one; or a password is needed and there is none."""
-
-
-class Secret:
-    """A text that shows itself only to who asks for it by `reveal`."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    __str__ = __repr__
-
-    def __bool__(self) -> bool:
-        return bool(self._text)
-
-    def __reduce__(self) -> str:
-        raise TypeError("a Secret is not written anywhere")
-
-    def reveal(self) -> str:
-        return self._text
 
 
 # --- What ssh would do

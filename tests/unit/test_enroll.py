@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from ssh_server_emulation import USER, Account, ed25519, rsa, ssh_server, talker
 
 from bramble import enroll as e
+from bramble.secret import Secret
 from bramble.ssh_keys import (
     PublicKey,
     SshError,
@@ -309,12 +310,12 @@ def test_settings_that_cannot_work_are_told(arguments: str, message: str) -> Non
 
 
 def test_a_secret_does_not_show_itself() -> None:
-    secret = e.Secret(PASSWORD)
+    secret = Secret(PASSWORD)
     assert PASSWORD not in f"{secret} {secret!r} {[secret]} {vars(e).get('x')}"
     with pytest.raises(TypeError):
         pickle.dumps(secret)
     assert secret
-    assert not e.Secret("")
+    assert not Secret("")
 
 
 # --- Pinning
@@ -420,7 +421,7 @@ def test_a_node_with_a_password_only(tmp_path: Path, keys: Path, account: Accoun
         assert (seen.verdict.state, account.log) == ("unknown", [])
         e.pin(node, seen.offered)
         mine, others = e.choose_identity(node)
-        done = e.enroll(node, e.look(node).verdict.trusted, mine, others, lambda: e.Secret(PASSWORD))
+        done = e.enroll(node, e.look(node).verdict.trusted, mine, others, lambda: Secret(PASSWORD))
         assert done == e.Enrolled("the password", installed=True)
         assert account.log == ["key refused", "password accepted", "command, exit 0", "key accepted", "command, exit 0"]
         assert account.authorized == (keys / "owner.pub").read_text()
@@ -439,7 +440,7 @@ def run(tmp_path: Path, keys: Path, account: Account, password: str | None = PAS
         node = target(tmp_path, port, keys / "owner")
         trusted = e.scan(node)
         mine, others = e.choose_identity(replace(node, **more) if more else node)  # type: ignore[arg-type]
-        secret = None if password is None else e.Secret(password)
+        secret = None if password is None else Secret(password)
         return e.enroll(node, trusted, mine, others, lambda: secret, timeout=5)
 
 
@@ -499,7 +500,7 @@ def test_hostile_names_reach_no_shell(tmp_path: Path, account: Account) -> None:
     with ssh_server(account, private) as port:
         node = target(tmp_path, port, private)
         mine, others = e.choose_identity(node)
-        e.enroll(node, e.scan(node), mine, others, lambda: e.Secret(PASSWORD))
+        e.enroll(node, e.scan(node), mine, others, lambda: Secret(PASSWORD))
     assert account.authorized == private.with_suffix(".pub").read_text()
     assert list(tmp_path.rglob("broken*")) == []
 
@@ -587,7 +588,7 @@ def test_a_session_that_falls_silent_is_told(tmp_path: Path, keys: Path, account
         node = target(tmp_path, port, keys / "owner")
         mine, others = e.choose_identity(node)
         with pytest.raises(e.EnrollError, match="fell silent for 1 s"):
-            e.enroll(node, e.scan(node), mine, others, lambda: e.Secret(PASSWORD), timeout=1)
+            e.enroll(node, e.scan(node), mine, others, lambda: Secret(PASSWORD), timeout=1)
 
 
 def test_nothing_is_sent_to_a_server_with_another_host_key(tmp_path: Path, keys: Path, account: Account) -> None:
@@ -596,11 +597,11 @@ def test_nothing_is_sent_to_a_server_with_another_host_key(tmp_path: Path, keys:
         mine, others = e.choose_identity(node)
         confirmed = e.read_public_key(keys / "h1.pub")
         with pytest.raises(e.EnrollError, match="shows another host key than a moment ago"):
-            e.enroll(node, [confirmed], mine, others, lambda: e.Secret(PASSWORD))
+            e.enroll(node, [confirmed], mine, others, lambda: Secret(PASSWORD))
         with pytest.raises(e.EnrollError, match="no longer offers the host key"):
-            e.enroll(node, [e.read_public_key(keys / "r1.pub")], mine, others, lambda: e.Secret(PASSWORD))
+            e.enroll(node, [e.read_public_key(keys / "r1.pub")], mine, others, lambda: Secret(PASSWORD))
         with pytest.raises(e.EnrollError, match="nobody has confirmed its host key"):
-            e.enroll(node, [], mine, others, lambda: e.Secret(PASSWORD))
+            e.enroll(node, [], mine, others, lambda: Secret(PASSWORD))
     assert account.log == []
 
 

@@ -144,7 +144,7 @@ class Asker:
     """Gives the password: of standard input, or typed once for all nodes and again for one that does not take it."""
 
     def __init__(self, ask: Ask | None = None, from_stdin: str | None = None) -> None:
-        from bramble.enroll import Secret
+        from bramble.secret import Secret
 
         self._ask = ask
         self._common = Secret(from_stdin) if from_stdin is not None else None
@@ -161,7 +161,7 @@ class Asker:
         return self._common
 
     def one(self, prompt: str) -> Any:
-        from bramble.enroll import Secret
+        from bramble.secret import Secret
 
         if self._ask is None:
             return None
