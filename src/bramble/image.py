@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import ipaddress
 import os
@@ -131,7 +132,7 @@ def check(wanted: FirstBoot) -> None:
         raise ImageError(
             f"sudo would ask {wanted.user} for a password, and there is none: set one, or let sudo ask nothing."
         )
-    zones = zoneinfo.available_timezones()
+    zones = _time_zones()
     if wanted.timezone is not None and zones and wanted.timezone not in zones:
         close = difflib.get_close_matches(wanted.timezone, zones, n=1)
         raise ImageError(f"timezone: there is no {wanted.timezone}" + (f"; did you mean {close[0]}?" if close else "."))
@@ -144,6 +145,12 @@ def check(wanted: FirstBoot) -> None:
             )
         if static.interface.ip in (network.network_address, network.broadcast_address):
             raise ImageError(f"{static.interface.ip} names the network {network} itself, and no machine in it.")
+
+
+@functools.cache
+def _time_zones() -> frozenset[str]:
+    """All that this machine knows; none where it has no zone data."""
+    return frozenset(zoneinfo.available_timezones())
 
 
 def parse_static(address: str, gateway: str) -> Static:
@@ -264,7 +271,8 @@ def render_user_data(wanted: FirstBoot) -> str:
         "sudo": "ALL=(ALL) NOPASSWD:ALL" if wanted.passwordless_sudo else None,
     }
     if wanted.password_hash is not None:
-        user["passwd"] = wanted.password_hash
+        # And not "passwd", which is ignored for a user that the image has already (cloud-init, create_user).
+        user["hashed_passwd"] = wanted.password_hash
     data: dict[str, Any] = {
         "hostname": wanted.hostname,
         # "localhost" keeps the line of 127.0.1.1 only; true would write /etc/hosts anew at each boot.

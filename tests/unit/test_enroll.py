@@ -434,6 +434,26 @@ def test_a_node_with_a_password_only(tmp_path: Path, keys: Path, account: Accoun
         assert (again, account.log) == (e.Enrolled("the key", installed=False), ["key accepted"])
 
 
+@pytest.mark.parametrize("hashed", [False, True])
+def test_ssh_itself_trusts_what_was_pinned_and_gets_in(
+    tmp_path: Path, keys: Path, account: Account, hashed: bool
+) -> None:
+    with ssh_server(account, keys / "h1", keys / "r1") as port:
+        node = target(tmp_path, port, keys / "owner", hash_names=hashed)
+        sight = e.look(node)
+        e.pin(node, sight.offered)
+        mine, others = e.choose_identity(node)
+        e.enroll(node, sight.offered, mine, others, lambda: Secret(PASSWORD))
+        options = f"-F /dev/null -o UserKnownHostsFile={node.known_hosts[0]} -o GlobalKnownHostsFile=/dev/null"
+        command = ["ssh", *options.split(), "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "-p", str(port)]
+        command += ["-i", str(keys / "owner"), f"{USER}@127.0.0.1", "echo hello"]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=30
+        )
+    assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
+    assert ("127.0.0.1" in node.known_hosts[0].read_text()) is not hashed
+
+
 def run(tmp_path: Path, keys: Path, account: Account, password: str | None = PASSWORD, **more: object) -> e.Enrolled:
     """Enrols the owner's key at a server with host key h1."""
     with ssh_server(account, keys / "h1") as port:

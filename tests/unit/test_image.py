@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bramble import image as i
+from bramble.cli.app import CliError
+from bramble.cli.image import image
 from bramble.secret import Secret
 from bramble.ssh_keys import PublicKey, SshError, parse_public_key
 
@@ -94,7 +97,7 @@ def test_cloud_init_gets_the_settings() -> None:
 
 def test_a_password_is_a_hash_and_sudo_may_ask_for_it() -> None:
     data = yaml.safe_load(written(TRIXIE, replace(WANTED, password_hash=HASH, passwordless_sudo=False))["user-data"])
-    assert (data["user"]["passwd"], data["user"]["lock_passwd"], data["user"]["sudo"]) == (HASH, False, None)
+    assert (data["user"]["hashed_passwd"], data["user"]["lock_passwd"], data["user"]["sudo"]) == (HASH, False, None)
     assert "write_files" not in data
     assert data["ssh_pwauth"] is False
 
@@ -286,6 +289,7 @@ def test_any_text_survives_yaml_and_toml(text: str) -> None:
 
 
 @given(st.binary())
+@settings(max_examples=40)
 def test_no_partition_ends_in_a_traceback(content: bytes) -> None:
     for files in (TRIXIE, BOOKWORM):
         for name in [*files, "custom.toml"]:
@@ -542,3 +546,110 @@ def test_without_mtools_it_says_what_to_install(
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(i.ImageError, match="apt-get install mtools"):
         i.open_boot(path)
+
+
+# --- The command
+
+type Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with an inventory that is not filled in but for pi1."""
+    root = tmp_path / "checkout"
+    (root / "inventory/pi").mkdir(parents=True)
+    (root / "site.yml").write_text("[]\n")
+    (root / "ansible.cfg").write_text("[defaults]\n")
+    (root / "inventory/pi/hosts.yml").write_text(
+        "cluster:\n  vars: {ansible_user: alice, os_base_timezone: Europe/Berlin}\n  hosts:\n"
+        "    pi1: {ansible_host: 192.168.1.11}\n    pi2: {ansible_host: CHANGE_ME, ansible_user: CHANGE_ME}\n"
+    )
+    (root / "bootfs").mkdir()
+    for name, content in TRIXIE.items():
+        (root / "bootfs" / name).write_bytes(content)
+    (root / "key.pub").write_text(f"{KEY.line}\n")
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("BRAMBLE_INVENTORY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return root
+
+
+@pytest.fixture
+def run(project: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Calls `bramble image bootfs`: arguments → exit code, all output."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        app = typer.Typer(pretty_exceptions_enable=False)
+        app.command()(image)
+        code: Any = 0
+        try:
+            code = app([*arguments, "bootfs"], standalone_mode=False)
+        except CliError as error:
+            print(error)
+            code = error.code
+        captured = capfd.readouterr()
+        return code or 0, captured.out + captured.err
+
+    return call
+
+
+def test_a_card_for_a_node_of_the_inventory(project: Path, run: Run) -> None:
+    arguments = ("--host", "pi1", "--key", "key.pub", "--static", "192.168.1.1/24")
+    code, said = run(*arguments, "--check")
+    assert (code, "+hostname: pi1" in said) == (0, True), said
+    assert (project / "bootfs/user-data").read_bytes() == TRIXIE["user-data"]
+    code, said = run(*arguments)
+    assert code == 0, said
+    data = yaml.safe_load((project / "bootfs/user-data").read_bytes())
+    assert (data["hostname"], data["user"]["name"], data["timezone"]) == ("pi1", "alice", "Europe/Berlin")
+    assert b"192.168.1.11/24" in (project / "bootfs/network-config").read_bytes()
+    assert "Unmount it" in said
+    assert "is there already" in run(*arguments)[1]
+
+
+def test_the_key_is_the_owners(project: Path, run: Run, tmp_path: Path) -> None:
+    code, said = run("--hostname", "pi7", "--user", "bob")
+    assert (code, "no public key in ~/.ssh" in said) == (2, True), said
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/id_ed25519.pub").write_text(f"{KEY.line}\n")
+    code, said = run("--hostname", "pi7", "--user", "bob")
+    assert code == 0, said
+    assert KEY.encoded.encode() in (project / "bootfs/user-data").read_bytes()
+
+
+def test_a_password_is_asked_for_twice(project: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("--hostname", "pi7", "--user", "bob", "--key", "key.pub", "--password", "--sudo-asks")
+    code, said = run(*arguments)
+    assert (code, "no terminal" in said) == (2, True), said
+    typed = ["correct horse", "wrong horse", "correct horse", "correct horse"]
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("getpass.getpass", lambda _: typed.pop(0))
+    assert "are not the same" in run(*arguments)[1]
+    code, said = run(*arguments)
+    assert code == 0, said
+    user = yaml.safe_load((project / "bootfs/user-data").read_bytes())["user"]
+    assert user["hashed_passwd"].startswith("$6$")
+    assert b"horse" not in b"".join(path.read_bytes() for path in (project / "bootfs").iterdir())
+    assert "horse" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--user", "bob", "--key", "key.pub"), 2, "Give --host or --hostname"),
+        (("--host", "pi2", "--key", "key.pub"), 2, "Give --user, or ansible_user in the inventory"),
+        (("--host", "pi2", "--user", "bob", "--key", "key.pub", "--static", "192.168.1.1/24"), 2, "an ansible_host"),
+        (("--host", "pi9", "--key", "key.pub"), 2, "tells nothing of pi9"),
+        (("--host", "pi1", "-i", "inventory/gone"), 2, "inventory/gone does not exist"),
+        (("--hostname", "Pi 7", "--user", "bob", "--key", "key.pub"), 1, "hostname: 'Pi 7' is not of the form"),
+        (("--hostname", "pi7", "--user", "bob", "--key", "gone.pub"), 2, "gone.pub cannot be read"),
+        (("--hostname", "pi7", "--user", "bob", "--key", "site.yml"), 1, "site.yml does not begin with a type of key"),
+        (("--hostname", "pi7", "--user", "bob", "--key", "key.pub", "--sudo-asks"), 1, "sudo would ask bob"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_told(
+    project: Path, run: Run, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    got, said = run(*arguments)
+    assert (got, message in said) == (code, True), said
+    assert (project / "bootfs/user-data").read_bytes() == TRIXIE["user-data"]
