@@ -567,8 +567,6 @@ class MountedBoot:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
-                # cloud-init's templates are readable by all; mkstemp's file is not. FAT knows no such thing.
-                os.fchmod(file.fileno(), 0o644)
                 os.fsync(file.fileno())
             Path(temporary).replace(self._path / name)
             directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
