@@ -56,6 +56,7 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 TIMEOUT = 15.0
 # sshd counts each key that it does not know as a failure: the default MaxAuthTries is 6, and 4 after role ssh_access.
 KEYS_TRIED = 3
+_SECONDS_TO_END = 2.0
 # What a command on the node may answer, in bytes. The rest is not read.
 ANSWER_LIMIT = 65536
 
@@ -429,7 +430,9 @@ def _connected(target: Target, algorithms: Sequence[str], timeout: float) -> Ite
         transport = paramiko.Transport(connection)
         # A thread that a dead peer keeps waiting must not keep this process alive.
         transport.daemon = True
-        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = timeout
+        transport.banner_timeout = transport.auth_timeout = timeout
+        # paramiko's own limit ends in an EOFError, so start_client's comes first.
+        transport.handshake_timeout = 2 * timeout
         transport.get_security_options().key_types = tuple(algorithms)
         transport.start_client(timeout=timeout)
         if not transport.initial_kex_done:
@@ -445,8 +448,16 @@ def _connected(target: Target, algorithms: Sequence[str], timeout: float) -> Ite
         raise _translated(target, error, timeout) from error
     finally:
         if transport is not None:
-            transport.close()
+            _end(transport)
         connection.close()
+
+
+def _end(transport: Any) -> None:
+    """Close a transport and leave no thread behind: who enrols forks afterwards."""
+    transport.close()
+    transport.join(_SECONDS_TO_END)
+    # The timer of an exchange of keys that was never finished is a thread too.
+    transport.packetizer.complete_handshake()
 
 
 def _translated(target: Target, error: Exception, timeout: float) -> EnrollError:

@@ -672,6 +672,18 @@ def test_no_bytes_from_a_server_end_in_a_traceback(tmp_path: Path, noise: bytes)
         e.scan(replace(PLAIN, port=port, known_hosts=(tmp_path / "k",)), timeout=0.2)
 
 
+def test_no_thread_is_left_behind(tmp_path: Path, keys: Path, account: Account) -> None:
+    before = set(threading.enumerate())
+    run(tmp_path, keys, account)
+    with talker(b"SSH-2.0-silent\r\n") as port, pytest.raises(e.EnrollError):
+        e.scan(target(tmp_path, port), timeout=0.5)
+    # A timer that was stopped is a thread for another moment; one that was not, for 15 s.
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(2)
+    assert [thread for thread in left if thread.is_alive()] == []
+
+
 def test_base64_of_a_key_is_what_the_server_gets(keys: Path) -> None:
     key = e.read_public_key(keys / "owner.pub")
     assert base64.b64decode(key.encoded) == key.blob
