@@ -126,6 +126,7 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 try:
     from bramble import enroll, ssh_keys
+    from bramble.secret import Secret
 except ImportError as error:  # not the controller's environment
     MISSING: ImportError | None = error
 else:
@@ -196,8 +197,8 @@ def run(params: dict[str, Any], check: bool) -> dict[str, Any]:
         result["msg"] = f"would log in as {target.user} and see that {identity.public.fingerprint} lets in"
     else:
         lines = enroll.pin(target, unpinned) if unpinned else ""
-        password = enroll.Secret(params["password"]) if params["password"] else None
-        done = enroll.enroll(target, trusted, identity, others, password, params["timeout"])
+        password = Secret(params["password"]) if params["password"] else None
+        done = enroll.enroll(target, trusted, identity, others, lambda: password, params["timeout"])
         result |= {"login": done.login, "public_key": identity.public.fingerprint}
         result["changed"] = done.installed or done.tightened
         lines += f"~/.ssh/authorized_keys: {identity.public.line}\n" if done.installed else ""

@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 import paramiko
 
+from bramble.secret import Secret
 from bramble.ssh_keys import (
     ECDSA,
     ED25519,
@@ -55,6 +56,7 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 TIMEOUT = 15.0
 # sshd counts each key that it does not know as a failure: the default MaxAuthTries is 6, and 4 after role ssh_access.
 KEYS_TRIED = 3
+_SECONDS_TO_END = 2.0
 # What a command on the node may answer, in bytes. The rest is not read.
 ANSWER_LIMIT = 65536
 
@@ -71,29 +73,6 @@ class EnrollError(SshError):
 
 class RejectedPassword(EnrollError):  # noqa: N818 - an answer of the server, which the caller may ask about again
     """The server takes passwords, and not this one; or a password is needed and there is none."""
-
-
-class Secret:
-    """A text that shows itself only to who asks for it by `reveal`."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    __str__ = __repr__
-
-    def __bool__(self) -> bool:
-        return bool(self._text)
-
-    def __reduce__(self) -> str:
-        raise TypeError("a Secret is not written anywhere")
-
-    def reveal(self) -> str:
-        return self._text
 
 
 # --- What ssh would do
@@ -451,7 +430,9 @@ def _connected(target: Target, algorithms: Sequence[str], timeout: float) -> Ite
         transport = paramiko.Transport(connection)
         # A thread that a dead peer keeps waiting must not keep this process alive.
         transport.daemon = True
-        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = timeout
+        transport.banner_timeout = transport.auth_timeout = timeout
+        # paramiko's own limit ends in an EOFError, so start_client's comes first.
+        transport.handshake_timeout = 2 * timeout
         transport.get_security_options().key_types = tuple(algorithms)
         transport.start_client(timeout=timeout)
         if not transport.initial_kex_done:
@@ -467,8 +448,16 @@ def _connected(target: Target, algorithms: Sequence[str], timeout: float) -> Ite
         raise _translated(target, error, timeout) from error
     finally:
         if transport is not None:
-            transport.close()
+            _end(transport)
         connection.close()
+
+
+def _end(transport: Any) -> None:
+    """Close a transport and leave no thread behind: who enrols forks afterwards."""
+    transport.close()
+    transport.join(_SECONDS_TO_END)
+    # The timer of an exchange of keys that was never finished is a thread too.
+    transport.packetizer.complete_handshake()
 
 
 def _translated(target: Target, error: Exception, timeout: float) -> EnrollError:
@@ -524,13 +513,14 @@ def enroll(
     trusted: Sequence[PublicKey],
     identity: Identity,
     others: Sequence[Identity] = (),
-    password: Secret | None = None,
+    password: Callable[[], Secret | None] = lambda: None,
     timeout: float = TIMEOUT,
 ) -> Enrolled:
     """Install ``identity``'s public key for the target's user and prove by a new connection that it lets in.
 
     Tried in this order, on one connection: ``identity`` itself, up to two of ``others``, the ``password``. Other keys
-    on the node stay. Interrupted anywhere, it can be repeated.
+    on the node stay. Interrupted anywhere, it can be repeated. ``password`` is called only if no key lets in, while the
+    server waits: sshd does so for two minutes.
 
     Raises:
         RejectedPassword: a password is needed, and this is not it.
@@ -549,7 +539,11 @@ def enroll(
 
 
 def _log_in(
-    transport: Any, target: Target, identity: Identity, others: Sequence[Identity], password: Secret | None
+    transport: Any,
+    target: Target,
+    identity: Identity,
+    others: Sequence[Identity],
+    password: Callable[[], Secret | None],
 ) -> Literal["the key", "another key", "the password", "no password"]:
     allowed = _allowed(transport, target)
     if allowed is None:
@@ -572,14 +566,15 @@ def _log_in(
             f"{target.user} in. Is the user right? Else put {identity.public.fingerprint} into "
             "~/.ssh/authorized_keys at the node's own keyboard."
         )
-    if not password:
+    secret = password()
+    if not secret:
         raise RejectedPassword(f"{target.place}: no key lets in yet, and there is no password.")
     # Where both are offered they lead to the same check: a wrong password would be a failure twice.
     try:
         if ways[0] == "password":
-            transport.auth_password(target.user, password.reveal(), fallback=False)
+            transport.auth_password(target.user, secret.reveal(), fallback=False)
         else:
-            _interactive(transport, target, password)
+            _interactive(transport, target, secret)
     except paramiko.BadAuthenticationType as error:
         raise RejectedPassword(f"{target.place} no longer takes a password: too many failures. Try again.") from error
     except paramiko.AuthenticationException as error:
@@ -741,8 +736,10 @@ def _run(transport: Any, target: Target, command: str, given: bytes, timeout: fl
         channel = transport.open_session(timeout=timeout)
         channel.settimeout(timeout)
         channel.exec_command(command)
-        channel.sendall(given)
-        channel.shutdown_write()
+        # A command that ends without reading has closed the channel; what it said is still there.
+        with contextlib.suppress(paramiko.SSHException, OSError):
+            channel.sendall(given)
+            channel.shutdown_write()
         output = _read(channel.recv)
         errors = _read(channel.recv_stderr)
         channel.status_event.wait(timeout)

@@ -121,12 +121,13 @@ class _Server(paramiko.ServerInterface):
         if self.account.hang_after_login:
             return
         self.account.seen.append(command)
+        # The client sends once the request is granted; before that, a closed channel would be no answer to it.
+        given = channel.recv(1)
         if self.account.shell_says is not None:
             channel.sendall(self.account.shell_says.encode() + b"\n")
             channel.send_exit_status(1)
             channel.close()
             return
-        given = b""
         while chunk := channel.recv(4096):
             given += chunk
         self.account.seen.append(given)
@@ -161,9 +162,11 @@ class _ExpiredHandler(paramiko.auth_handler.AuthHandler):
 
 @contextmanager
 def ssh_server(account: Account, *host_keys: Path) -> Iterator[int]:
-    """The server; its port on 127.0.0.1. ``host_keys`` may be changed between connections by `Account`'s owner."""
+    """The server; its port on 127.0.0.1."""
     keys = [paramiko.PKey.from_path(path) for path in host_keys]
-    with _listening() as (listener, stopped):
+    transports: list[paramiko.Transport] = []
+    stopped = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
             while not stopped.is_set():
@@ -173,6 +176,7 @@ def ssh_server(account: Account, *host_keys: Path) -> Iterator[int]:
                     return
                 transport = paramiko.Transport(connection)
                 transport.daemon = True
+                transports.append(transport)
                 for key in keys:
                     transport.add_server_key(key)
                 try:
@@ -184,26 +188,30 @@ def ssh_server(account: Account, *host_keys: Path) -> Iterator[int]:
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        yield listener.getsockname()[1]
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            _stop(listener, stopped)
+            thread.join(5)
+            # Tests that come after fork, and a process with threads should not.
+            for transport in transports:
+                transport.close()
+                transport.join(5)
+                transport.packetizer.complete_handshake()
 
 
-@contextmanager
-def _listening() -> Iterator[tuple[socket.socket, threading.Event]]:
-    stopped = threading.Event()
-    listener = socket.create_server(("127.0.0.1", 0))
-    try:
-        yield listener, stopped
-    finally:
-        stopped.set()
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
+def _stop(listener: socket.socket, stopped: threading.Event) -> None:
+    stopped.set()
+    # Wakes the thread that accepts.
+    listener.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
 def talker(says: bytes | None) -> Iterator[int]:
     """A server that is no ssh server: says something and waits (None: closes at once)."""
-    with _listening() as (listener, stopped):
-        held = []
+    held: list[socket.socket] = []
+    stopped = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
             while not stopped.is_set():
@@ -219,6 +227,10 @@ def talker(says: bytes | None) -> Iterator[int]:
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        yield listener.getsockname()[1]
-        for connection in held:
-            connection.close()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            _stop(listener, stopped)
+            thread.join(5)
+            for connection in held:
+                connection.close()

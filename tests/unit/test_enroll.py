@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from ssh_server_emulation import USER, Account, ed25519, rsa, ssh_server, talker
 
 from bramble import enroll as e
+from bramble.secret import Secret
 from bramble.ssh_keys import (
     PublicKey,
     SshError,
@@ -309,12 +310,12 @@ def test_settings_that_cannot_work_are_told(arguments: str, message: str) -> Non
 
 
 def test_a_secret_does_not_show_itself() -> None:
-    secret = e.Secret(PASSWORD)
+    secret = Secret(PASSWORD)
     assert PASSWORD not in f"{secret} {secret!r} {[secret]} {vars(e).get('x')}"
     with pytest.raises(TypeError):
         pickle.dumps(secret)
     assert secret
-    assert not e.Secret("")
+    assert not Secret("")
 
 
 # --- Pinning
@@ -420,7 +421,7 @@ def test_a_node_with_a_password_only(tmp_path: Path, keys: Path, account: Accoun
         assert (seen.verdict.state, account.log) == ("unknown", [])
         e.pin(node, seen.offered)
         mine, others = e.choose_identity(node)
-        done = e.enroll(node, e.look(node).verdict.trusted, mine, others, e.Secret(PASSWORD))
+        done = e.enroll(node, e.look(node).verdict.trusted, mine, others, lambda: Secret(PASSWORD))
         assert done == e.Enrolled("the password", installed=True)
         assert account.log == ["key refused", "password accepted", "command, exit 0", "key accepted", "command, exit 0"]
         assert account.authorized == (keys / "owner.pub").read_text()
@@ -433,14 +434,34 @@ def test_a_node_with_a_password_only(tmp_path: Path, keys: Path, account: Accoun
         assert (again, account.log) == (e.Enrolled("the key", installed=False), ["key accepted"])
 
 
+@pytest.mark.parametrize("hashed", [False, True])
+def test_ssh_itself_trusts_what_was_pinned_and_gets_in(
+    tmp_path: Path, keys: Path, account: Account, hashed: bool
+) -> None:
+    with ssh_server(account, keys / "h1", keys / "r1") as port:
+        node = target(tmp_path, port, keys / "owner", hash_names=hashed)
+        sight = e.look(node)
+        e.pin(node, sight.offered)
+        mine, others = e.choose_identity(node)
+        e.enroll(node, sight.offered, mine, others, lambda: Secret(PASSWORD))
+        options = f"-F /dev/null -o UserKnownHostsFile={node.known_hosts[0]} -o GlobalKnownHostsFile=/dev/null"
+        command = ["ssh", *options.split(), "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "-p", str(port)]
+        command += ["-i", str(keys / "owner"), f"{USER}@127.0.0.1", "echo hello"]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=30
+        )
+    assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
+    assert ("127.0.0.1" in node.known_hosts[0].read_text()) is not hashed
+
+
 def run(tmp_path: Path, keys: Path, account: Account, password: str | None = PASSWORD, **more: object) -> e.Enrolled:
     """Enrols the owner's key at a server with host key h1."""
     with ssh_server(account, keys / "h1") as port:
         node = target(tmp_path, port, keys / "owner")
         trusted = e.scan(node)
         mine, others = e.choose_identity(replace(node, **more) if more else node)  # type: ignore[arg-type]
-        secret = None if password is None else e.Secret(password)
-        return e.enroll(node, trusted, mine, others, secret, timeout=5)
+        secret = None if password is None else Secret(password)
+        return e.enroll(node, trusted, mine, others, lambda: secret, timeout=5)
 
 
 def test_by_keyboard_interactive(tmp_path: Path, keys: Path, account: Account, everything_logged: object) -> None:
@@ -499,7 +520,7 @@ def test_hostile_names_reach_no_shell(tmp_path: Path, account: Account) -> None:
     with ssh_server(account, private) as port:
         node = target(tmp_path, port, private)
         mine, others = e.choose_identity(node)
-        e.enroll(node, e.scan(node), mine, others, e.Secret(PASSWORD))
+        e.enroll(node, e.scan(node), mine, others, lambda: Secret(PASSWORD))
     assert account.authorized == private.with_suffix(".pub").read_text()
     assert list(tmp_path.rglob("broken*")) == []
 
@@ -587,7 +608,7 @@ def test_a_session_that_falls_silent_is_told(tmp_path: Path, keys: Path, account
         node = target(tmp_path, port, keys / "owner")
         mine, others = e.choose_identity(node)
         with pytest.raises(e.EnrollError, match="fell silent for 1 s"):
-            e.enroll(node, e.scan(node), mine, others, e.Secret(PASSWORD), timeout=1)
+            e.enroll(node, e.scan(node), mine, others, lambda: Secret(PASSWORD), timeout=1)
 
 
 def test_nothing_is_sent_to_a_server_with_another_host_key(tmp_path: Path, keys: Path, account: Account) -> None:
@@ -596,11 +617,11 @@ def test_nothing_is_sent_to_a_server_with_another_host_key(tmp_path: Path, keys:
         mine, others = e.choose_identity(node)
         confirmed = e.read_public_key(keys / "h1.pub")
         with pytest.raises(e.EnrollError, match="shows another host key than a moment ago"):
-            e.enroll(node, [confirmed], mine, others, e.Secret(PASSWORD))
+            e.enroll(node, [confirmed], mine, others, lambda: Secret(PASSWORD))
         with pytest.raises(e.EnrollError, match="no longer offers the host key"):
-            e.enroll(node, [e.read_public_key(keys / "r1.pub")], mine, others, e.Secret(PASSWORD))
+            e.enroll(node, [e.read_public_key(keys / "r1.pub")], mine, others, lambda: Secret(PASSWORD))
         with pytest.raises(e.EnrollError, match="nobody has confirmed its host key"):
-            e.enroll(node, [], mine, others, e.Secret(PASSWORD))
+            e.enroll(node, [], mine, others, lambda: Secret(PASSWORD))
     assert account.log == []
 
 
@@ -649,6 +670,18 @@ def test_a_closed_port_is_told(tmp_path: Path) -> None:
 def test_no_bytes_from_a_server_end_in_a_traceback(tmp_path: Path, noise: bytes) -> None:
     with talker(b"SSH-2.0-x\r\n" + noise) as port, pytest.raises(e.EnrollError):
         e.scan(replace(PLAIN, port=port, known_hosts=(tmp_path / "k",)), timeout=0.2)
+
+
+def test_no_thread_is_left_behind(tmp_path: Path, keys: Path, account: Account) -> None:
+    before = set(threading.enumerate())
+    run(tmp_path, keys, account)
+    with talker(b"SSH-2.0-silent\r\n") as port, pytest.raises(e.EnrollError):
+        e.scan(target(tmp_path, port), timeout=0.5)
+    # A timer that was stopped is a thread for another moment; one that was not, for 15 s.
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(2)
+    assert [thread for thread in left if thread.is_alive()] == []
 
 
 def test_base64_of_a_key_is_what_the_server_gets(keys: Path) -> None:
