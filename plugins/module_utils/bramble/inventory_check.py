@@ -30,6 +30,12 @@ FREE_PREFIX = "vault_"
 FROM_PLUGINS = frozenset({"measured"})
 """Variables that nobody declares: the inventory plugin of the same name gives each host its records."""
 
+PLAYBOOK_OPTIONS: Mapping[str, Any] = {
+    "enroll_fingerprints": {"type": "list", "elements": "str"},
+    "enroll_public_key": {"type": "path"},
+}
+"""Variables of playbooks, not of roles: playbooks/enroll.yml."""
+
 MAX_RPC_WORKERS = 15
 """llama.cpp: `llama_max_devices()` is 16, and one of them is the head's own CPU."""
 
@@ -82,7 +88,7 @@ def problems(
     """
     if not hosts:
         return ["the inventory has no hosts: name the nodes in its hosts.yml, or pass the right directory with -i"]
-    known = {name: option for options in specs.values() for name, option in options.items()}
+    known = {**PLAYBOOK_OPTIONS} | {name: option for options in specs.values() for name, option in options.items()}
     places = places or {}
     found: dict[_Finding, list[str]] = {}
     for host, variables in hosts.items():

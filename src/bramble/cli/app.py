@@ -24,6 +24,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from bramble.cli.enroll import enroll
+from bramble.cli.image import image
 from bramble.runner import RunnerError, RunResult, find_root, run_playbook
 
 LOCALHOST = ","  # An inventory without hosts: plays on implicit localhost, and the owner's inventory is not even read.
@@ -396,6 +398,10 @@ def demo(name: LabName = "lab", nodes: DemoNodes = 3, verbose: Verbose = 0) -> N
     print(f"  {curl_line(gateway, model)}\n  {COMMAND} ask -i {inventory} 'Hello'\n")
     print(f"Remove it all:  {COMMAND} lab down --name {name}")
     raise typer.Exit(0 if report["ok"] else 1)
+
+
+app.command()(enroll)
+app.command()(image)
 
 
 # --- What they call
