@@ -314,7 +314,11 @@ def lab_down(name: LabName = "lab", verbose: Verbose = 0) -> None:
 def lab_break(
     node: Annotated[str, typer.Argument(help="The node, such as pi2.")],
     how: Annotated[
-        Break, typer.Option("--how", help="Switch it off, freeze its processes, cut it off the network, or a fault of its emulated board or HAT.")
+        Break,
+        typer.Option(
+            "--how",
+            help="Switch it off, freeze its processes, cut it off the network, or a fault of its emulated board or HAT.",
+        ),
     ],
     name: LabName = "lab",
     verbose: Verbose = 0,
