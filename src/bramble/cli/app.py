@@ -76,7 +76,7 @@ class CliError(Exception):
 
 
 class Break(StrEnum):
-    """What can be done to a lab's node (lab/break.sh). The first three are the node's own; then come its board and its HAT."""
+    """What can be done to a lab's node (lab/break.sh). First of the node itself, then of its board, then of its HAT."""
 
     STOP = "stop"
     FREEZE = "freeze"
