@@ -31,8 +31,9 @@ lint() {
     mypy roles/llama_service/files/llama_supervisor.py
     mypy roles/llama_cpp/files/fetch_source.py
     mypy tools/variables.py
+    for program in lab/hardware/lab_hardware.py lab/packages/*.py; do mypy "$program"; done
     yamllint --strict .
-    git ls-files '*.sh' lab/podman .ci/run | xargs shellcheck
+    git ls-files '*.sh' lab/podman lab/hardware .ci/run | xargs grep -l '^#!/bin/sh' | xargs shellcheck
     ansible-lint --offline --nocolor
 }
 

@@ -76,7 +76,7 @@ class CliError(Exception):
 
 
 class Break(StrEnum):
-    """What can be done to a lab's node (lab/break.sh). The first three are the node's own; then come its board and its HAT."""
+    """What can be done to a lab's node (lab/break.sh). First of the node itself, then of its board, then of its HAT."""
 
     STOP = "stop"
     FREEZE = "freeze"
@@ -314,7 +314,11 @@ def lab_down(name: LabName = "lab", verbose: Verbose = 0) -> None:
 def lab_break(
     node: Annotated[str, typer.Argument(help="The node, such as pi2.")],
     how: Annotated[
-        Break, typer.Option("--how", help="Switch it off, freeze its processes, cut it off the network, or a fault of its emulated board or HAT.")
+        Break,
+        typer.Option(
+            "--how",
+            help="Switch it off, freeze its processes, cut it off the network, or a fault of its emulated board or HAT.",
+        ),
     ],
     name: LabName = "lab",
     verbose: Verbose = 0,
