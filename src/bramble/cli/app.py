@@ -317,7 +317,7 @@ def lab_break(
         Break,
         typer.Option(
             "--how",
-            help="Switch it off, freeze its processes, cut it off the network, or a fault of its emulated board or HAT.",
+            help="Off, frozen, cut off the network, or a fault of its emulated board or HAT.",
         ),
     ],
     name: LabName = "lab",
