@@ -47,7 +47,7 @@ DEMO_LAYERS = 12
 TAGS = (
     *("phase1", "step_1_1", "preflight", "os_base", "ssh_access", "cluster_network", "pi_firmware", "reboot"),
     *("step_1_2", "llama_cpp", "llama_server", "ollama", "step_1_3", "hailo", "hailo_ollama"),
-    *("step_1_4", "benchmark", "net_bench", "report"),
+    *("step_1_4", "benchmark", "node_bench", "net_bench", "report"),
     *("phase2", "rpc_worker", "rpc_head", "phase3", "gateway"),
 )
 # What lies in an inventory's directory and names no hosts.
