@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,9 +58,22 @@ class Lab:
         )
 
     def break_(self, how: str, node: str) -> None:
-        """stop, freeze, cut or mend a node (lab/break.sh)."""
+        """stop, freeze, cut or mend a node, or put its emulated hardware at fault (lab/break.sh)."""
         done = run(*sudo(), str(ROOT / "lab/break.sh"), how, f"{self.name}-{node}")
         assert done.returncode == 0, done.stderr
+
+    def wait_until_up(self, *nodes: str, timeout: float = 90) -> None:
+        """Wait for nodes that may be on their way into a reboot, or back from one: up, the same boot, three times in a row."""
+        end = time.monotonic() + timeout
+        ask = "cat /proc/sys/kernel/random/boot_id /etc/hostname; stat -c %Y /proc/1; systemctl is-system-running"
+        seen: list[str] = []
+        while len(seen) < 3:
+            assert time.monotonic() < end, f"{nodes} are not up after {timeout:.0f} s: {seen}"
+            told = [self.shell(node, f"test ! -e /run/nologin && ss -Hltn sport = :22 && {ask}") for node in nodes]
+            now = "".join(one.stdout for one in told)
+            up = all(re.search(r"LISTEN[^\0]*^(running|degraded)$", one.stdout, re.MULTILINE) for one in told)
+            seen = [*seen, now] if up and seen[-1:] in ([], [now]) else [now] if up else []
+            time.sleep(0.5)
 
     def play(self, playbook: str, *arguments: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
         """ansible-playbook on this lab."""
@@ -73,16 +88,17 @@ def sudo() -> list[str]:
     return [] if os.geteuid() == 0 else ["sudo", "-n"]
 
 
-def run(*command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """A command in the checkout, with the virtual environment's programs first."""
+def run(*command: str, timeout: float = 300, input: str | None = None) -> subprocess.CompletedProcess[str]:  # noqa: A002
+    """A command in the checkout, with the virtual environment's programs first. Without `input` there is nobody to ask."""
     environment = {
         **os.environ,
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "plugins/callback"),
     }
+    told: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False, **told
     )
 
 

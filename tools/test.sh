@@ -48,7 +48,7 @@ roles() {
     # What a run that failed left behind is no node that was never set up.
     bramble lab down --name lab-roles
     bramble lab up --name lab-roles --nodes 2
-    for scenario in foundation model_store engine services; do
+    for scenario in foundation model_store engine services hat measure; do
         say "scenario $scenario"
         tasks=$(count)
         # Molecule remembers, by the directory's name, what it prepared: on other nodes, perhaps for another checkout.

@@ -53,18 +53,25 @@ def play_and_kill(lab: Lab, tasks: int) -> str:
 def test_a_run_that_is_cut_off_is_mended_by_the_next(cluster: Lab) -> None:
     seed = int(os.environ.get("BRAMBLE_TEST_SEED", time.time()))
     random.seed(seed)
-    # One in the foundation, one in the engine and the services, one late.
-    points = [random.randint(8, 35), random.randint(36, 75), random.randint(76, 95)]
-    cut = [play_and_kill(cluster, point) for point in points]
+    # One in the system, one in the HAT's driver, the reboot or the engine, one in the services or the measurements.
+    points = [random.randint(8, 70), random.randint(71, 115), random.randint(116, 190)]
+    cut = []
+    for point in points:
+        cut.append(play_and_kill(cluster, point))
+        # A run that ended in the reboot leaves nodes on their way: people wait for them too.
+        cluster.wait_until_up("pi1", "pi2", "pi3")
     print(f"BRAMBLE_TEST_SEED={seed}: cut off in {cut}")
     done = cluster.play("site.yml")
+    print(f"the last run had {done.stdout.count('TASK [')} tasks")
     assert done.returncode == 0, f"seed {seed}, after {cut}: {done.stdout[-3000:]}"
 
 
 def test_the_second_run_changes_nothing(cluster: Lab) -> None:
     done = cluster.play("site.yml")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert {host: counts["changed"] for host, counts in recap(done.stdout).items()} == {"pi1": 0, "pi2": 0, "pi3": 0}
+    changed = {host: counts["changed"] for host, counts in recap(done.stdout).items()}
+    # localhost writes the report.
+    assert changed == {"localhost": 0, "pi1": 0, "pi2": 0, "pi3": 0}, done.stdout
 
 
 def test_check_mode_after_it_has_nothing_to_say(cluster: Lab) -> None:
@@ -81,7 +88,7 @@ def test_a_service_of_a_group_that_the_node_left_is_removed(cluster: Lab) -> Non
         "systemctl daemon-reload; systemctl start bramble-gateway; nft -f /etc/nftables.conf",
     )
     assert left.returncode == 0, left.stderr
-    done = cluster.play("playbooks/phase1_foundation.yml", "--limit", "pi3")
+    done = cluster.play("playbooks/phase1_foundation.yml", "--limit", "pi3", "--tags", "step_1_1")
     assert done.returncode == 0, done.stdout[-3000:]
     assert cluster.shell("pi3", "systemctl is-active bramble-gateway").stdout.strip() == "inactive"
     assert "11434" not in cluster.shell("pi3", "nft list chain inet bramble services").stdout
