@@ -99,13 +99,13 @@ class Figures(HTMLParser):
         self.feed(page)
         self.close()
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, _tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
         self._inside = "data-record" in given
         if self._inside:
             self.found.append([given["data-record"], given["data-metric"], given["data-value"], ""])
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, _tag: str) -> None:
         self._inside = False
 
     def handle_data(self, data: str) -> None:
