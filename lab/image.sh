@@ -41,6 +41,7 @@ ExecStart=/usr/bin/ssh-keygen -A
 [Install]
 WantedBy=multi-user.target
 UNIT
+    printf '127.0.0.1\tlocalhost\n::1\t\tlocalhost ip6-localhost ip6-loopback\n' >"$work/etc/hosts"
     echo 'pi ALL=(ALL) NOPASSWD: ALL' >"$work/etc/sudoers.d/010_pi-nopasswd"
     chmod 0440 "$work/etc/sudoers.d/010_pi-nopasswd"
     python3 "$here/packages/build.py" "$gguf" "$work"

@@ -31,8 +31,9 @@ lint() {
     mypy roles/llama_service/files/llama_supervisor.py
     mypy roles/llama_cpp/files/fetch_source.py
     mypy tools/variables.py
+    for program in lab/hardware/lab_hardware.py lab/packages/*.py; do mypy "$program"; done
     yamllint --strict .
-    git ls-files '*.sh' lab/podman .ci/run | xargs shellcheck
+    git ls-files '*.sh' lab/podman lab/hardware .ci/run | xargs grep -l '^#!/bin/sh' | xargs shellcheck
     ansible-lint --offline --nocolor
 }
 
@@ -47,7 +48,7 @@ roles() {
     # What a run that failed left behind is no node that was never set up.
     bramble lab down --name lab-roles
     bramble lab up --name lab-roles --nodes 2
-    for scenario in foundation model_store engine services; do
+    for scenario in foundation model_store engine services hat measure; do
         say "scenario $scenario"
         tasks=$(count)
         # Molecule remembers, by the directory's name, what it prepared: on other nodes, perhaps for another checkout.

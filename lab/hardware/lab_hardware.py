@@ -238,7 +238,7 @@ class Machine:
             hat=self.hat(),
             faults=self.faults(),
             driver=(words[0], words[1]) if len(words) == 2 else None,
-            governor=governor or "ondemand",
+            governor=governor or self._governor_at_boot(),
             interface=self._interface(),
             usb_max_current=(self.run / "usb-max-current").exists(),
         )
@@ -249,6 +249,12 @@ class Machine:
             _prune(self.run / part, {self.run / name for name in files})
         self._put(self.run / "npu.lock", b"")
         self._device_node(f"{self.run.relative_to(self.root)}/sys/class/hailo_chardev/hailo0/board_location")
+
+    def _governor_at_boot(self) -> str:
+        """What cmdline.txt asks the kernel for, else Raspberry Pi OS's own."""
+        cmdline = self._read("boot/firmware/cmdline.txt").decode(errors="replace")
+        asked = re.findall(r"(?:^|\s)cpufreq\.default_governor=(\S+)", cmdline)
+        return asked[-1] if asked else "ondemand"
 
     @staticmethod
     def _put(path: Path, content: bytes | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -260,6 +261,11 @@ def test_the_labs_own_values_are_right(inventory: Inventory) -> None:
     entry = {"file": "/m.gguf", "sha256": "0" * 64, "bytes": 1, "layers": 12}
     shutil.copytree(ROOT / "inventory/lab/group_vars", inventory.path / "group_vars", dirs_exist_ok=True)
     inventory.file("group_vars/all/model_store.yml", model_store_catalogue={"bramble-synth": entry})
+    # As `bramble lab up` writes it: what the emulated file server has.
+    served = ("hailo_gen_ai_model_zoo_5.1.1_arm64.deb", *(f"v0.13.3/ollama-linux-{a}.tgz" for a in ("amd64", "arm64")))
+    files = inventory.path.parents[1] / ".bramble/labs" / inventory.path.name / "files.json"
+    files.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(json.dumps(dict.fromkeys(served, "0" * 64)))
     code, lines, output = inventory.validate()
     assert (code, lines) == (0, []), output
 

@@ -320,7 +320,7 @@ def test_every_command_has_help(bramble: Run) -> None:
         (["lab", "up", "--nodes", "0"], "--nodes"),
         (["demo", "--nodes", "1"], "--nodes"),
         (["demo", "--nodes", "13"], "--nodes"),
-        (["up", "--tags", "phase1,fase2"], "site.yml has no tag 'fase2'; it has phase1, os_base"),
+        (["up", "--tags", "phase1,fase2"], "site.yml has no tag 'fase2'; it has phase1, step_1_1"),
         (["up", "--tags", ""], "site.yml has no tag ''"),
         (["ask"], "Missing argument"),
     ],

@@ -250,7 +250,7 @@ def test_compare_as_json(inventory: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         ([], False, {}, None),
         ([], True, {"benchmark_again": True}, None),
-        (["quality", "quality"], False, {"benchmark_kinds": ["quality"]}, None),
+        (["quality", "quality"], False, {"benchmark_kinds": ["quality"]}, "node_bench"),
         (["net_pair"], False, {}, "net_bench"),
         (["net_pair", "perplexity"], True, {"benchmark_kinds": ["perplexity"], "benchmark_again": True}, None),
     ],

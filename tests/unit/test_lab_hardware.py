@@ -228,6 +228,12 @@ def test_the_driver_of_the_other_line_does_not_claim_the_device(tmp_path: Path) 
     assert not node.has("dev/hailo0")
 
 
+def test_the_governor_of_the_command_line_is_in_force_after_a_boot(node: Node) -> None:
+    node.write("boot/firmware/cmdline.txt", "root=/dev/x cpufreq.default_governor=performance rootwait\n")
+    node.hardware("boot")
+    assert node.read(f"{SYS}/devices/system/cpu/cpu0/cpufreq/scaling_governor") == "performance\n"
+
+
 def test_a_governor_stays_until_the_next_boot(node: Node) -> None:
     path = f"{SYS}/devices/system/cpu/cpu0/cpufreq/scaling_governor"
     node.write(path, "performance\n")

@@ -632,7 +632,11 @@ def test_the_command_writes_both_pages(tmp_path: Path) -> None:
     assert sorted(path.name for path in (inventory / "report").iterdir()) == ["baseline.html", "baseline.md"]
     assert written.html.read_text() == render_html(written.report)
     assert written.markdown.read_text() == render_markdown(written.report)
-    assert "Generated 2026-11-21T12:00:00Z" in written.html.read_text()
+    assert "As of 2026-11-21T12:00:00Z" in written.html.read_text()
+    assert written.changed
+    # Without a time, the same records make the same pages.
+    assert write_report(inventory).changed
+    assert not write_report(inventory).changed
     assert "Baseline of pi" in written.html.read_text()
     assert len(written.problems) == 1
     assert "no valid record, and left out: 1." in plain(written.report.warnings[-1].text)

@@ -531,7 +531,7 @@ def _topology(groups: Groups) -> Iterator[str]:
 
 
 def _hailo_versions(hosts: Hosts, groups: Groups, specs: Specs) -> Iterator[str]:
-    """hailo-ollama is linked to one version of the driver's library, to the last digit (reference: HailoRT's own check)."""
+    """hailo-ollama is linked to one version of the driver's library, to the last digit (HailoRT checks it)."""
     for host in groups.get("hailo_ollama", ()):
         driver, server = (
             hosts.get(host, {}).get(f"{role}_version", specs.get(role, {}).get(f"{role}_version", {}).get("default"))

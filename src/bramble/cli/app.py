@@ -47,7 +47,7 @@ DEMO_LAYERS = 12
 TAGS = (
     *("phase1", "step_1_1", "preflight", "os_base", "ssh_access", "cluster_network", "pi_firmware", "reboot"),
     *("step_1_2", "llama_cpp", "llama_server", "ollama", "step_1_3", "hailo", "hailo_ollama"),
-    *("step_1_4", "benchmark", "net_bench", "report"),
+    *("step_1_4", "benchmark", "node_bench", "net_bench", "report"),
     *("phase2", "rpc_worker", "rpc_head", "phase3", "gateway"),
 )
 # What lies in an inventory's directory and names no hosts.
@@ -76,7 +76,7 @@ class CliError(Exception):
 
 
 class Break(StrEnum):
-    """What can be done to a lab's node (lab/break.sh). The first three are the node's own; then come its board and its HAT."""
+    """What can be done to a lab's node (lab/break.sh). First of the node itself, then of its board, then of its HAT."""
 
     STOP = "stop"
     FREEZE = "freeze"
@@ -314,7 +314,11 @@ def lab_down(name: LabName = "lab", verbose: Verbose = 0) -> None:
 def lab_break(
     node: Annotated[str, typer.Argument(help="The node, such as pi2.")],
     how: Annotated[
-        Break, typer.Option("--how", help="Switch it off, freeze its processes, cut it off the network, or a fault of its emulated board or HAT.")
+        Break,
+        typer.Option(
+            "--how",
+            help="Off, frozen, cut off the network, or a fault of its emulated board or HAT.",
+        ),
     ],
     name: LabName = "lab",
     verbose: Verbose = 0,

@@ -223,8 +223,10 @@ def bench_variables(kinds: Sequence[str], again: bool) -> dict[str, object]:
 
 
 def bench_tags(kinds: Sequence[str]) -> str | None:
-    """The tags of the playbook's plays: the network alone, or all."""
-    return "net_bench" if kinds and set(kinds) == {"net_pair"} else None
+    """The tag of the playbook's plays: the network alone, the nodes alone, or None for all."""
+    if kinds and set(kinds) == {"net_pair"}:
+        return "net_bench"
+    return "node_bench" if kinds and "net_pair" not in kinds else None
 
 
 # --- How they are shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from bramble.records import Record
 from bramble.records.store import load
 from bramble.report import Report, build, plain, render_html, render_markdown
 
@@ -22,12 +24,14 @@ class ReportError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Where the two pages are, what they hold, and a sentence for each line of the files that is no record."""
+    """Where the two pages are, what they hold, a sentence for each line of the files that is no record, and whether
+    the pages differ from those that were there."""
 
     html: Path
     markdown: Path
     report: Report
     problems: tuple[str, ...]
+    changed: bool
 
 
 def show_report(inventory: Path, output: Path | None, *, console: Console, errors: Console) -> None:
@@ -43,7 +47,8 @@ def show_report(inventory: Path, output: Path | None, *, console: Console, error
         console.print(escape(plain(note.text)), soft_wrap=True)
     for statement in written.report.summary:
         console.print(escape(plain(statement.text)), soft_wrap=True)
-    console.print(f"\nReport:  {escape(str(written.html))}\n         {escape(str(written.markdown))}", soft_wrap=True)
+    told = "Report" if written.changed else "Report, unchanged"
+    console.print(f"\n{told}:\n  {escape(str(written.html))}\n  {escape(str(written.markdown))}", soft_wrap=True)
 
 
 def write_report(inventory: Path, output: Path | None = None, *, now: datetime | None = None) -> Written:
@@ -52,7 +57,7 @@ def write_report(inventory: Path, output: Path | None = None, *, now: datetime |
     Args:
         inventory: the inventory's directory, or a file in it.
         output: the directory to write to; `report` in the inventory if None.
-        now: the time that the pages give; that of the clock if None.
+        now: the time that the pages give. If None, that of the newest record: the same records make the same pages.
 
     Raises:
         ReportError: a file or the directory could not be written.
@@ -63,7 +68,7 @@ def write_report(inventory: Path, output: Path | None = None, *, now: datetime |
     records, problems = load(measured)
     report = build(
         records,
-        generated_at=(now or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        generated_at=now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if now else newest(records),
         cluster=directory.name,
         measured=Path(os.path.relpath(measured.resolve(), target.resolve())).as_posix(),
         unreadable=len(problems),
@@ -72,13 +77,24 @@ def write_report(inventory: Path, output: Path | None = None, *, now: datetime |
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReportError(f"{target}: cannot be made: {error.strerror}; name a directory with --output") from error
-    for name, text in ((HTML, render_html(report)), (MARKDOWN, render_markdown(report))):
-        _write(target / name, text)
-    return Written(target / HTML, target / MARKDOWN, report, tuple(problems))
+    pages = {target / HTML: render_html(report), target / MARKDOWN: render_markdown(report)}
+    changed = [path for path, text in pages.items() if _write(path, text)]
+    return Written(target / HTML, target / MARKDOWN, report, tuple(problems), bool(changed))
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a reader never sees half of it."""
+def newest(records: Mapping[str, Sequence[Record]]) -> str:
+    """When the newest record began, in UTC; now if there is none."""
+    times = [record["started_at"] for measured in records.values() for record in measured]
+    return max(times, default=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+
+def _write(path: Path, text: str) -> bool:
+    """Write a whole file or nothing: a reader never sees half of it. Whether it was another one before."""
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return False
+    except (OSError, UnicodeDecodeError):
+        pass  # There is none, or none of ours.
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with part.open("w", encoding="utf-8", newline="\n") as file:
@@ -91,3 +107,4 @@ def _write(path: Path, text: str) -> None:
         raise ReportError(
             f"{path}: cannot be written: {error.strerror}; name another directory with --output"
         ) from error
+    return True

@@ -63,7 +63,7 @@ def _environment() -> Environment:
 
 def render_markdown(report: Report) -> str:
     """The same in Markdown, as GitHub and pandoc read it."""
-    lines = [f"# {escape(report.title)}", "", f"Generated {escape(report.generated_at)}.", ""]
+    lines = [f"# {escape(report.title)}", "", f"As of {escape(report.generated_at)}.", ""]
     for note in report.warnings:
         lines += [*_markdown_block(note), ""]
     lines += ["## In short", "", *_markdown_block(Statements(report.summary)), ""]

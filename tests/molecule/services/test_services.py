@@ -1,4 +1,4 @@
-"""A single-node server behind a gateway on another node."""
+"""A single-node server behind a gateway on another node, and Ollama there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import pytest
 from lab import Lab, run
 
 pytestmark = pytest.mark.lab
-UNITS = [("pi1", "bramble-llama-server"), ("pi2", "bramble-gateway")]
+# GET, or POST of the second argument.
+ASK = """
+import sys, urllib.request as r
+data = sys.argv[2].encode() if len(sys.argv) > 2 else None
+print(r.urlopen(r.Request(sys.argv[1], data, {"Content-Type": "application/json"}), timeout=60).read().decode())
+"""
+UNITS = [("pi1", "bramble-llama-server"), ("pi2", "bramble-gateway"), ("pi2", "bramble-ollama")]
 
 
 @pytest.mark.parametrize(("node", "unit"), UNITS)
@@ -58,3 +64,22 @@ def test_only_the_gateway_reaches_the_server(lab: Lab) -> None:
     assert lab.shell("pi2", probe).returncode == 0
     # This machine may ssh in, and is no client of the server.
     assert run("bash", "-c", probe).returncode != 0
+
+
+def test_ollama_has_its_model_and_answers(lab: Lab) -> None:
+    """Asked from the one node that may ask it, as other nodes do."""
+    url = f"http://{lab.address('pi2')}:11435"
+    host = lab.host("pi1")
+    tags = json.loads(host.check_output(f"python3 -c '{ASK}' {url}/api/tags"))
+    assert [model["name"] for model in tags["models"]] == ["bramble-synth:latest"]
+    body = json.dumps({"model": "bramble-synth", "prompt": "a", "stream": False, "options": {"num_predict": 4}})
+    answer = json.loads(host.check_output(f"python3 -c '{ASK}' {url}/api/generate '{body}'"))
+    assert answer["done"] is True
+    assert answer["eval_count"] == 4
+    assert run("bash", "-c", f"timeout 3 bash -c 'exec 3<>/dev/tcp/{lab.address('pi2')}/11435'").returncode != 0
+
+
+def test_ollamas_archive_is_gone(lab: Lab) -> None:
+    host = lab.host("pi2")
+    assert host.check_output("find /var/cache/bramble -name 'ollama-*'") == ""
+    assert host.check_output("find /opt/ollama -name installed | wc -l") == "1"
