@@ -3,7 +3,7 @@
 
     .venv/bin/python tests/benchmarks/rerun.py -i inventory/lab [--playbook FILE] [--facts-rounds N]
 
-Runs pi_facts and hailo_facts on every node and times each, then runs the playbook (phase 1) and counts. Prints a summary,
+Runs pi_facts and hailo_facts on every node and times each, then the playbook (phase 1) and counts. Prints a summary,
 and writes the same with each task's figures to tests/benchmarks/results/ (--output for another place). Asserts nothing.
 
 A module that ran on a node is one remote call: with pipelining it is one command over the connection that is open
@@ -56,9 +56,9 @@ def nodes(inventory: str) -> dict[str, dict[str, Any]]:
 
 
 def time_facts(inventory: str, found: dict[str, dict[str, Any]], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds on the node, module → node → one value a round: from the module's start to its end, by its own process.
+    """Seconds of the command `ansible` with a module, module → node → one value a round.
 
-    The node alone is asked, so that nodes that share a machine do not wait for each other.
+    Each node is asked alone: those that share a machine would wait for each other.
     """
     seconds: dict[str, dict[str, list[float]]] = {}
     for module in FACTS:
@@ -82,8 +82,8 @@ def time_facts(inventory: str, found: dict[str, dict[str, Any]], rounds: int) ->
 
 
 def time_nothing(inventory: str, name: str, rounds: int) -> float:
-    """Seconds of the same command with a module that does nothing: what starting Ansible costs."""
-    values = [run(str(BIN / "ansible"), name, "-i", inventory, "-m", "ping", "-o")[0] for _ in range(rounds + 1)]
+    """Seconds of the same command without a remote call: what starting Ansible costs."""
+    values = [run(str(BIN / "ansible"), name, "-i", inventory, "-m", "debug", "-o")[0] for _ in range(rounds + 1)]
     return statistics.median(values[1:])
 
 
@@ -118,12 +118,12 @@ def main() -> int:
     ]
     facts = time_facts(options.inventory, found, options.facts_rounds)
     nothing = time_nothing(options.inventory, next(iter(found)), options.facts_rounds)
-    lines.append(f"a module that does nothing (ping), by the command ansible: {nothing:.2f} s")
+    lines.append(f"the command ansible without a remote call (debug): {nothing:.2f} s")
     for name in found:
         medians = {module: statistics.median(facts[module][name]) for module in FACTS}
         parts = ", ".join(f"{module} {median:.2f} s" for module, median in medians.items())
         above = sum(median - nothing for median in medians.values())
-        lines.append(f"{name}: {parts} by the command ansible; both without what ping takes: {above:.2f} s")
+        lines.append(f"{name}: {parts} with that; both without it: {above:.2f} s")
     seconds, done = run(str(BIN / "ansible-playbook"), "-vvv", "-i", options.inventory, options.playbook)
     by_node, by_task = count_calls(done.stdout, found)
     lines.append(f"{options.playbook}: {seconds:.1f} s, exit code {done.returncode}")
