@@ -171,7 +171,8 @@ def test_the_report_opens_and_its_numbers_are_those_of_the_records(
 def test_the_hats_llm_answers_the_gateway_and_nobody_else(cluster: Lab) -> None:
     body = {"model": "qwen2.5-instruct:1.5b", "prompt": "Hello", "stream": False, "options": {"num_predict": 4}}
     url = f"http://{cluster.address('pi1')}:{HAT_PORT}/api/generate"
-    ask = f"import urllib.request as r; print(r.urlopen('{url}', {json.dumps(body).encode()!r}, 30).read().decode())"
+    request = f"r.Request('{url}', {json.dumps(body).encode()!r}, {{'Content-Type': 'application/json'}})"
+    ask = f"import urllib.request as r; print(r.urlopen({request}, timeout=30).read().decode())"
     asked = cluster.shell("pi1", f"python3 -c {shlex.quote(ask)}")
     assert asked.returncode == 0, asked.stderr
     said = json.loads(asked.stdout)
