@@ -398,7 +398,8 @@ def demo(name: LabName = "lab", nodes: DemoNodes = 3, verbose: Verbose = 0) -> N
         advice=status_advice(inventory),
     )
     split = ", ".join(f"{node} {layers}" for node, layers in report["model"]["layers"].items()) or "not told"
-    print(f"\nGateway:          {gateway}\nLayers per node:  {split}\n\nAsk it yourself:\n")
+    page = f"{inventory}/report/baseline.html"
+    print(f"\nGateway:          {gateway}\nLayers per node:  {split}\nWhat it measured: {page}\n\nAsk it yourself:\n")
     print(f"  {curl_line(gateway, model)}\n  {COMMAND} ask -i {inventory} 'Hello'\n")
     print(f"Remove it all:  {COMMAND} lab down --name {name}")
     raise typer.Exit(0 if report["ok"] else 1)
