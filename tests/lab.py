@@ -63,9 +63,9 @@ class Lab:
         assert done.returncode == 0, done.stderr
 
     def wait_until_up(self, *nodes: str, timeout: float = 90) -> None:
-        """Wait for nodes that may be on their way into a reboot, or back from one: up, the same boot, three times in a row."""
+        """Wait for nodes that may be about to reboot, or be coming back: up, in the same boot, three times in a row."""
         end = time.monotonic() + timeout
-        ask = "cat /proc/sys/kernel/random/boot_id /etc/hostname; stat -c %Y /proc/1; systemctl is-system-running"
+        ask = "stat -c %Y /proc/1; systemctl is-system-running"
         seen: list[str] = []
         while len(seen) < 3:
             assert time.monotonic() < end, f"{nodes} are not up after {timeout:.0f} s: {seen}"
@@ -89,7 +89,7 @@ def sudo() -> list[str]:
 
 
 def run(*command: str, timeout: float = 300, input: str | None = None) -> subprocess.CompletedProcess[str]:  # noqa: A002
-    """A command in the checkout, with the virtual environment's programs first. Without `input` there is nobody to ask."""
+    """A command in the checkout, with the virtual environment's programs first. Without `input` nobody can be asked."""
     environment = {
         **os.environ,
         "PATH": f"{BIN}:{os.environ['PATH']}",

@@ -4,6 +4,7 @@
 #   fast     unit, contract and gateway tests
 #   roles    molecule scenarios on the nodes of the lab "lab-roles": check, converge, idempotence, verify
 #   cluster  site.yml on the lab "lab-cluster", and what it must withstand
+# What cluster needs of Debian's packages and finds missing (chromium, mtools) it installs, by sudo if need be.
 # KEEP=1 leaves the labs up afterwards.
 set -eu
 cd "$(dirname "$0")/.."
@@ -18,6 +19,15 @@ began=$(date +%s)
 
 say() { printf '\n=== %s (%d s)\n' "$*" $(($(date +%s) - began)); }
 down() { [ -n "${KEEP:-}" ] || bramble lab down --name "$1"; }
+
+# A program, or the package that has it.
+need() {
+    command -v "$1" >/dev/null && return
+    say "$1 is missing: installing Debian's package $2"
+    if [ "$(id -u)" = 0 ]; then as_root=; else as_root=sudo; fi
+    $as_root apt-get update -q
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$2"
+}
 
 count() { wc -l <"$BRAMBLE_WHEN_COVERAGE" 2>/dev/null || echo 0; }
 
@@ -61,6 +71,9 @@ roles() {
 }
 
 cluster() {
+    # The report's browser, and what writes into image files.
+    need chromium chromium
+    need mcopy mtools
     say "the cluster on a lab"
     # -rP: the figures that passing tests print (exposure of each unit, seconds to recover, the seed).
     pytest -rP tests/cluster
@@ -72,7 +85,7 @@ cluster() {
     esac
 }
 
-[ $# -gt 0 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
 parts=$*
 for part in "$@"; do
     case $part in

@@ -110,9 +110,8 @@ def card(cluster: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Car
 
 
 def test_it_lets_in_by_password_only(card: Card) -> None:
-    card.known_hosts.write_text(
-        f"{card.address} {card.lab.shell(NODE, 'cat /etc/ssh/ssh_host_ed25519_key.pub').stdout}"
-    )
+    key = card.lab.shell(NODE, "cat /etc/ssh/ssh_host_ed25519_key.pub").stdout
+    card.known_hosts.write_text(f"{card.address} {key}")
     refused = card.ssh("-i", str(card.directory / "key"))
     card.known_hosts.unlink()
     assert refused.returncode == 255

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def load(path: str) -> ModuleType:
     """The module at a path of the checkout."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), ROOT / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from bramble.records import KINDS, PARAMS
+from bramble.records.schema import LARGEST, SMALLEST
 
 PARTIAL: dict[str, Any] = {
     "started_at": "2026-11-21T12:00:00Z",
@@ -49,7 +50,8 @@ def partial(**changes: Any) -> dict[str, Any]:
     return made
 
 
-_NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+_SIZES = st.just(0.0) | st.floats(SMALLEST, LARGEST)
+_NUMBERS = st.integers(-(2**53), 2**53) | _SIZES | _SIZES.map(lambda size: -size)
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 _SCALARS = st.none() | st.booleans() | _NUMBERS | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 _VALUES = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_TEXTS, inner, max_size=2))
@@ -61,7 +63,7 @@ def _objects(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, An
 
 _COUNTS = st.integers(1, 2**53)
 _METRICS = _objects(unit=_TEXTS, value=_NUMBERS) | _objects(
-    unit=_TEXTS, mean=_NUMBERS, sd=st.none() | st.floats(0, allow_infinity=False), n=_COUNTS
+    unit=_TEXTS, mean=_NUMBERS, sd=st.none() | _SIZES, n=_COUNTS
 )
 _BITS = st.none() | st.integers(0, 2**20).map(hex)
 
@@ -91,7 +93,7 @@ def _of_kind(kind: str) -> st.SearchStrategy[dict[str, Any]]:
             power_source=st.sampled_from([None, "pmic", "meter"]),
             notes=st.lists(_TEXTS, max_size=2),
         ),
-        duration_s=st.floats(0, allow_infinity=False),
+        duration_s=_SIZES,
     )
 
 

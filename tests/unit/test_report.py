@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bramble.cli.report import ReportError, write_report
-from bramble.records.schema import check, identify
+from bramble.records.schema import LARGEST, SMALLEST, check, identify
 from bramble.records.store import load
 from bramble.report import Figure, Report, build, plain, render_html, render_markdown, walk
 from bramble.report.charts import WIDTH, draw, step
@@ -544,6 +544,9 @@ def test_ticks_are_round_and_few(largest: float) -> None:
     assert round(distance / 10 ** math.floor(math.log10(distance) + 1e-9), 6) in (1, 2, 5)
 
 
+# What the schema lets in.
+SIZES = st.just(0.0) | st.floats(SMALLEST, LARGEST)
+FIGURES = SIZES | SIZES.map(lambda size: -size)
 numbers = st.floats(min_value=0, max_value=1e12, allow_nan=False)
 
 
@@ -570,11 +573,11 @@ def test_a_drawing_stays_in_its_frame(bars: list[tuple[float, float, float]], li
 
 texts = st.text(max_size=12)
 metrics = st.one_of(
-    st.fixed_dictionaries({"value": st.floats(allow_nan=False, allow_infinity=False), "unit": st.just("tok/s")}),
+    st.fixed_dictionaries({"value": FIGURES, "unit": st.just("tok/s")}),
     st.fixed_dictionaries(
         {
-            "mean": st.floats(allow_nan=False, allow_infinity=False),
-            "sd": st.none() | st.floats(min_value=0, allow_infinity=False),
+            "mean": FIGURES,
+            "sd": st.none() | SIZES,
             "n": st.integers(1, 99),
             "unit": st.just("tok/s"),
         }
@@ -591,7 +594,7 @@ results = st.dictionaries(
 )
 params = st.dictionaries(
     st.sampled_from(("depth", "threads", "prompt_tokens", "concurrency", "peer", "peers", "api", "exam")),
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    st.none() | st.booleans() | st.integers() | FIGURES | texts,
     max_size=5,
 )
 
@@ -603,7 +606,7 @@ def records_of_any_kind(draw_: Any) -> Json:
     record["kind"] = draw_(st.sampled_from(("llama_bench", "http_generate", "net_pair", "quality", "perplexity")))
     record["result"], record["params"] = draw_(results), draw_(params)
     record["engine"]["name"] = draw_(st.sampled_from(("llama.cpp", "hailo-ollama")) | texts)
-    record["conditions"]["power_w"] = draw_(st.none() | st.floats(allow_nan=False, allow_infinity=False))
+    record["conditions"]["power_w"] = draw_(st.none() | FIGURES)
     record["conditions"]["bootloader"] = draw_(st.none() | texts)
     record["id"] = identify(record)
     return record

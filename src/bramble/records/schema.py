@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast, get_args
 
 SCHEMA = 1
+
+SMALLEST, LARGEST = 1e-12, 1e18
+"""Between these lies the size of each figure that is not 0, so that none becomes infinite in a quotient."""
 
 type Kind = Literal["llama_bench", "http_generate", "net_pair", "quality", "perplexity"]
 
@@ -406,12 +408,16 @@ def _number(path: str, value: object) -> Iterator[str]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         yield f"{path}: is {_shown(value)}, not a number"
     elif not _is_number(value):
-        yield f"{path}: is not a finite number"
+        yield f"{path}: is not 0 and not between {SMALLEST:g} and {LARGEST:g}: nothing that is measured here is"
 
 
 def _is_number(value: object) -> bool:
     try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and (value == 0 or SMALLEST <= abs(float(value)) <= LARGEST)
+        )
     except OverflowError:
         return False
 
