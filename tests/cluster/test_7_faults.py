@@ -26,7 +26,7 @@ BOARDS = [
 HATS = {
     "no-device": ("no Hailo device is on the PCIe bus", "press the PCIe ribbon cable home at both ends"),
     "version-mismatch": ("5.2.0", "hailo_version"),
-    "device-lost": ("the device is lost", "cut its power"),
+    "device-lost": ("the device is lost", "unplug the supply for 10 seconds"),
     "busy": ("another program holds it", "sudo systemctl restart bramble-hailo-ollama, and run again"),
 }
 
@@ -111,8 +111,13 @@ def test_a_fault_of_the_hat_ends_in_a_clear_message(mended: Lab, fault: str) -> 
         assert words in told, told[-3000:]
     assert "Traceback" not in told
     lab.break_("mend", HAT)
+    # What the message says is to be done.
     if "systemctl restart bramble-hailo-ollama" in told:
         lab.shell(HAT, "systemctl restart bramble-hailo-ollama")
+    elif "unplug the supply" in told:
+        lab.break_("stop", HAT)
+        lab.break_("mend", HAT)
+        lab.wait_until_up(HAT)
     good = hat(lab)
     assert good.returncode == 0, good.stdout[-3000:]
     assert recap(good.stdout)[HAT]["changed"] == 0, good.stdout

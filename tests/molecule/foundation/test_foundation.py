@@ -131,3 +131,9 @@ def test_a_boot_came_where_it_was_due_and_allowed_only(lab: Lab) -> None:
 
 def test_the_boot_brought_the_new_bootloader(lab: Lab) -> None:
     assert "BOOTLOADER: up to date" in lab.host("pi1").check_output("sudo rpi-eeprom-update")
+
+
+def test_nothing_sets_another_governor_at_each_boot(lab: Lab) -> None:
+    node = lab.host("pi2")
+    assert node.file("/etc/init.d/raspi-config").exists
+    assert node.check_output("find /etc/rc2.d /etc/rc3.d -name 'S*raspi-config'") == ""
