@@ -48,6 +48,8 @@ lint() {
 }
 
 fast() {
+    # What writes into image files.
+    need mcopy mtools
     say "unit, contract and gateway tests"
     pytest tests/unit tests/contract tests/gateway
 }
@@ -71,9 +73,8 @@ roles() {
 }
 
 cluster() {
-    # The report's browser, and what writes into image files.
+    # The report's browser.
     need chromium chromium
-    need mcopy mtools
     say "the cluster on a lab"
     # -rP: the figures that passing tests print (exposure of each unit, seconds to recover, the seed).
     pytest -rP tests/cluster
