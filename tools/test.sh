@@ -48,8 +48,10 @@ lint() {
 }
 
 fast() {
-    # What writes into image files.
+    # What writes into image files, makes keys, and shows the report.
     need mcopy mtools
+    need ssh-keygen openssh-client
+    need chromium chromium
     say "unit, contract and gateway tests"
     pytest tests/unit tests/contract tests/gateway
 }
