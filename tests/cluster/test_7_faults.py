@@ -25,7 +25,7 @@ BOARDS = [
 # What the HAT's faults end in.
 HATS = {
     "no-device": ("no Hailo device is on the PCIe bus", "press the PCIe ribbon cable home at both ends"),
-    "version-mismatch": ("5.2.0", "hailo_version"),
+    "version-mismatch": ("the versions differ: library 5.1.1, driver 5.2.0", "bring the packages to one version"),
     "device-lost": ("the device is lost", "unplug the supply for 10 seconds"),
     "busy": ("another program holds it", "sudo systemctl restart bramble-hailo-ollama, and run again"),
 }
@@ -114,7 +114,7 @@ def test_a_fault_of_the_hat_ends_in_a_clear_message(mended: Lab, fault: str) -> 
     # What the message says is to be done.
     if "systemctl restart bramble-hailo-ollama" in told:
         lab.shell(HAT, "systemctl restart bramble-hailo-ollama")
-    elif "unplug the supply" in told:
+    elif "sudo poweroff" in told:
         lab.break_("stop", HAT)
         lab.break_("mend", HAT)
         lab.wait_until_up(HAT)

@@ -118,6 +118,18 @@ def test_the_record(files: dict[str, Path]) -> None:
     assert "Final estimate" in log
 
 
+def test_a_run_whose_last_lines_got_lost_is_repeated(files: dict[str, Path]) -> None:
+    """Seen with the real program under load: it ended with 0 in the middle of its log."""
+    cut = "calculating perplexity over 5 chunks, n_ctx=128\n0.01.058.072 I perplexity: 1.00 seconds per pass - ETA "
+    answers = [Finished(0, "[1]3433.0162,", cut), Finished(0, STDOUT, STDERR)]
+    record, _ = measure(files, lambda _command, _limit: answers.pop(0))
+    assert record["result"]["perplexity"]["mean"] == 10399.9345
+    execute, commands = printing("", cut)
+    with pytest.raises(p.BenchError, match="no final estimate"):
+        measure(files, execute)
+    assert len(commands) == p.ATTEMPTS
+
+
 def test_a_shorter_text_is_taken_whole(files: dict[str, Path]) -> None:
     record, _ = measure(files, printing(STDOUT, STDERR)[0], chunks=20)
     assert record["params"]["chunks"] == 5

@@ -24,6 +24,9 @@ from .llama_bench import (
 
 NUMBER = r"(-?(?:\d{1,30}(?:\.\d{1,30})?|nan|inf))"
 
+# Runs of llama-perplexity until one says what it found.
+ATTEMPTS = 3
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -89,9 +92,14 @@ def measure(
     numbers["-b"] = context
     command = [str(program), "-m", str(model), "-f", str(corpus)]
     command += [word for key, value in numbers.items() for word in (key, str(value))]
-    with Observation(node, node.load()) as seen:
-        finished = execute(command, limit)
-    require_success(finished, program.name, limit)
+    # Its log is written by another thread. At times the program ends, with 0, before that has written the last lines.
+    for _ in range(ATTEMPTS):
+        with Observation(node, node.load()) as seen:
+            finished = execute(command, limit)
+        require_success(finished, program.name, limit)
+        said = finished.stdout + finished.stderr
+        if "Final estimate" in said or "calculating perplexity" not in said:
+            break
     estimate = usable(finished, chunks, allow_few)
     record = {
         "started_at": seen.started_at,
