@@ -267,7 +267,8 @@ def render(seen: Sequence[Node]) -> RenderableType:
     """The table of fingerprints, as ``ssh-keygen -l`` shows them."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("node", "address", "host key", "known"):
-        table.add_column(title, overflow="fold")
+        # A fingerprint in two lines cannot be compared with another.
+        table.add_column(title, overflow="fold", no_wrap=title == "host key")
     for node in seen:
         if node.sight is None:
             table.add_row(escape(node.name), escape(node.address), "[red]not fetched[/]")
