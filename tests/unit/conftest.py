@@ -1,5 +1,6 @@
 """Makes the nodes' code importable as Ansible does: `ansible.module_utils.bramble`, and modules by their names."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,12 @@ ROOT = Path(__file__).resolve().parents[2]
 ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))
 sys.path.insert(0, str(ROOT / "library"))
 
-# Machines that run other things too are slow: what a property takes says nothing about it.
-settings.register_profile("bramble", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples in each run, so that what fails fails again; BRAMBLE_TEST_EXPLORE=1 looks for others. No deadlines:
+# machines that run other things too are slow.
+settings.register_profile(
+    "bramble",
+    deadline=None,
+    derandomize=not os.environ.get("BRAMBLE_TEST_EXPLORE"),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("bramble")
