@@ -64,7 +64,7 @@ class Card:
 @pytest.fixture(scope="module")
 def card(cluster: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Card]:
     """The bystander without anybody's key and with a password. Afterwards it is what it was."""
-    keep = "/root/before-enrolment"
+    keep = "/var/tmp/before-enrolment"
     made = cluster.shell(
         NODE,
         f"rm -rf {keep} && mkdir -p {keep} && cp -a /home/pi/.ssh {keep}/dot-ssh && cp -a /etc/ssh {keep}/ssh"
