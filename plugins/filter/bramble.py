@@ -18,6 +18,7 @@ if _MODULE_UTILS not in ansible.module_utils.__path__:
     # The module_utils setting of ansible.cfg reaches modules only, not plugins.
     ansible.module_utils.__path__.append(_MODULE_UTILS)
 
+exam = importlib.import_module("ansible.module_utils.bramble.exam")
 inventory_check = importlib.import_module("ansible.module_utils.bramble.inventory_check")
 lab = importlib.import_module("ansible.module_utils.bramble.lab")
 network = importlib.import_module("ansible.module_utils.bramble.network")
@@ -326,6 +327,15 @@ def without_record(
     return [v for v in values if not has_record(measured, kind, engine, model, {**params, varying: v})]
 
 
+def exam_name(items: Sequence[Mapping[str, Any]], name: str = "bramble") -> str:
+    """What the records of an exam of these items call it (module quality_exam, option exam)."""
+    try:
+        found: str = exam.exam_name(name, exam.read_items(items))
+    except exam.ExamError as error:
+        raise AnsibleFilterError(f"exam_name: {error}") from error
+    return found
+
+
 def records() -> Any:
     """The command's own package, which an Ansible outside of the project's environment does not have."""
     try:
@@ -378,6 +388,7 @@ class FilterModule:
             "catalogue_entry": catalogue_entry,
             "endpoints": endpoints,
             "even_layers": even_layers,
+            "exam_name": exam_name,
             "has_record": has_record,
             "hosts_and_addresses": hosts_and_addresses,
             "in_networks": in_networks,

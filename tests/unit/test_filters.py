@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -236,3 +238,13 @@ def test_a_catalogue_entry_is_the_hosts_own_or_the_roles() -> None:
         AnsibleFilterError, match=r"'mine' is not in the catalogue of pi2 .*add it to model_store_catalogue"
     ):
         FILTERS["catalogue_entry"](hostvars, "pi2", "mine")
+
+
+def test_the_name_of_an_exam_is_that_in_its_records_and_follows_the_questions() -> None:
+    exam = importlib.import_module("ansible.module_utils.bramble.exam")
+    items = json.loads((ROOT / "roles/benchmark/files/exam.json").read_text())
+    assert FILTERS["exam_name"](items) == exam.exam_name("bramble", exam.read_items(items))
+    other = [{**items[0], "prompt": f"{items[0]['prompt']} Please."}, *items[1:]]
+    assert FILTERS["exam_name"](other) != FILTERS["exam_name"](items)
+    with pytest.raises(AnsibleFilterError, match="exam_name: items: .*prompt"):
+        FILTERS["exam_name"]([{**items[0], "prompt": 7}])
