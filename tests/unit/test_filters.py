@@ -246,5 +246,5 @@ def test_the_name_of_an_exam_is_that_in_its_records_and_follows_the_questions() 
     assert FILTERS["exam_name"](items) == exam.exam_name("bramble", exam.read_items(items))
     other = [{**items[0], "prompt": f"{items[0]['prompt']} Please."}, *items[1:]]
     assert FILTERS["exam_name"](other) != FILTERS["exam_name"](items)
-    with pytest.raises(AnsibleFilterError, match="exam_name: items: .*prompt"):
+    with pytest.raises(AnsibleFilterError, match=r"exam_name: items: .*prompt"):
         FILTERS["exam_name"]([{**items[0], "prompt": 7}])
