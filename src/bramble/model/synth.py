@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bramble.model import tokenizer
-from bramble.model.gguf_info import ModelInfo, read_model_info
+from bramble.model.gguf_info import read_shape
+from bramble.model.shape import ModelShape
 
 # What gguf.quants can write (it only reads the K-quants), each with its number in `general.file_type`.
 _FILE_TYPES = {
@@ -85,12 +86,13 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class SynthReport:
-    """What was written: the wanted number of parameters, the facts read back from the file, and its SHA-256."""
+    """What was written: where, the wanted number of parameters, the file's SHA-256, and the shape read back from it."""
 
+    path: Path
     wanted_parameters: int
     seed: int
     sha256: str
-    model: ModelInfo
+    model: ModelShape
 
 
 def parse_parameters(text: str) -> int:
@@ -186,7 +188,7 @@ def synthesize(
             sha256 = _sha256(temporary)
     except OSError as error:
         raise SynthError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return SynthReport(parameters, seed, sha256, read_model_info(path))
+    return SynthReport(path, parameters, seed, sha256, read_shape(path))
 
 
 @contextlib.contextmanager
