@@ -6,7 +6,6 @@ The figures are those of each model's own config.json, as its authors publish it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from bramble.model.known import known_shape
 from bramble.model.shape import ModelShape, ShapeError
