@@ -41,11 +41,33 @@ class ModelInfo:
         return asdict(self)
 
 
-def read_model_info(path: Path | str) -> ModelInfo:
-    """Read the header of the GGUF file at `path`; the weights themselves are mapped, not read.
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """An open GGUF file: its header is read, its weights are mapped."""
 
-    Raises GgufError if the file cannot be read or is not a GGUF model.
-    """
+    path: Path
+    bytes: int
+    reader: Any
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """What stands under `key`, or `default`. Raises GgufError if the key is missing and there is no default."""
+        field = self.reader.get_field(key)
+        if field is None:
+            if default is None:
+                raise GgufError(
+                    f"{self.path}: the key {key} is missing: not a language model, or a split or damaged file"
+                )
+            return default
+        return field.contents()
+
+    def number(self, key: str, default: int | None = None) -> int:
+        """As `value`. Some architectures give one figure per layer; the largest is what memory must be planned for."""
+        found = self.value(key, default)
+        return int(max(found)) if isinstance(found, list) else int(found)
+
+
+def open_gguf(path: Path | str) -> GgufFile:
+    """Read the header of the GGUF file at `path`. Raises GgufError if it cannot be read or is not a whole GGUF file."""
     path = Path(path)
     try:
         size = path.stat().st_size
@@ -55,25 +77,22 @@ def read_model_info(path: Path | str) -> ModelInfo:
     # GGUFReader trusts the file: depending on where it is cut or wrong, numpy or the reader itself gives up.
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         raise GgufError(f"{path}: not a whole GGUF file: {error}") from error
-    return _info(path, size, reader)
+    return GgufFile(path, size, reader)
 
 
-def _info(path: Path, size: int, reader: Any) -> ModelInfo:
-    def value(key: str, default: Any = None) -> Any:
-        field = reader.get_field(key)
-        if field is None:
-            if default is None:
-                raise GgufError(f"{path}: the key {key} is missing: not a language model, or a split or damaged file")
-            return default
-        return field.contents()
+def read_model_info(path: Path | str) -> ModelInfo:
+    """Read what the GGUF file at `path` says of itself.
 
-    def number(key: str, default: int | None = None) -> int:
-        # Some architectures give one figure per layer; the largest is the one that memory must be planned for.
-        found = value(key, default)
-        return int(max(found)) if isinstance(found, list) else int(found)
+    Raises GgufError if the file cannot be read or is not a GGUF model.
+    """
+    return model_info(open_gguf(path))
 
-    architecture = str(value("general.architecture"))
-    heads = number(f"{architecture}.attention.head_count")
+
+def model_info(file: GgufFile) -> ModelInfo:
+    """The facts of an open file. Raises GgufError if it is no language model."""
+    path, reader = file.path, file.reader
+    architecture = str(file.value("general.architecture"))
+    heads = file.number(f"{architecture}.attention.head_count")
     by_type: Counter[str] = Counter()
     for tensor in reader.tensors:
         by_type[tensor.tensor_type.name] += int(tensor.n_elements)
@@ -82,15 +101,15 @@ def _info(path: Path, size: int, reader: Any) -> ModelInfo:
     tokens = reader.get_field("tokenizer.ggml.tokens")
     return ModelInfo(
         path=str(path),
-        name=str(value("general.name", path.stem)),
+        name=str(file.value("general.name", path.stem)),
         architecture=architecture,
-        layers=number(f"{architecture}.block_count"),
-        context=number(f"{architecture}.context_length"),
-        embedding=number(f"{architecture}.embedding_length"),
+        layers=file.number(f"{architecture}.block_count"),
+        context=file.number(f"{architecture}.context_length"),
+        embedding=file.number(f"{architecture}.embedding_length"),
         heads=heads,
-        kv_heads=number(f"{architecture}.attention.head_count_kv", heads),
-        vocabulary=len(tokens.data) if tokens is not None else number(f"{architecture}.vocab_size"),
+        kv_heads=file.number(f"{architecture}.attention.head_count_kv", heads),
+        vocabulary=len(tokens.data) if tokens is not None else file.number(f"{architecture}.vocab_size"),
         parameters=by_type.total(),
-        bytes=size,
+        bytes=file.bytes,
         quantization=by_type.most_common(1)[0][0],
     )
