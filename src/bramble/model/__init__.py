@@ -1,17 +1,21 @@
-"""Models: their shape, read from a file (`gguf_info`) or from published figures (`known`), and a stand-in (`synth`)."""
+"""Models: what one is like (`gguf_info`, `known`), stand-ins (`synth`), conversion to others' formats (`dllama`)."""
 
+from bramble.model.dllama import ConvertReport, convert
 from bramble.model.gguf_info import GgufError, read_shape
 from bramble.model.known import known_shape
 from bramble.model.shape import ModelShape, ShapeError
-from bramble.model.synth import QUANTIZATIONS, SynthError, SynthReport, parse_parameters, synthesize
+from bramble.model.synth import ARCHITECTURES, QUANTIZATIONS, SynthError, SynthReport, parse_parameters, synthesize
 
 __all__ = [
+    "ARCHITECTURES",
     "QUANTIZATIONS",
+    "ConvertReport",
     "GgufError",
     "ModelShape",
     "ShapeError",
     "SynthError",
     "SynthReport",
+    "convert",
     "known_shape",
     "parse_parameters",
     "read_shape",

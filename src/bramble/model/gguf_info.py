@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +20,68 @@ class GgufError(Exception):
     """The file is not a GGUF model, or lacks something that every model has."""
 
 
-def read_shape(path: Path | str) -> ModelShape:
-    """Read the header of the GGUF file at `path`; the weights themselves are mapped, not read.
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """An open GGUF file: its header is read, its weights are mapped."""
 
-    Where an architecture gives one figure per layer, the largest counts: it is the one that memory must be planned for.
+    path: Path
+    bytes: int
+    reader: Any
 
-    Raises:
-        GgufError: the file cannot be read, is no GGUF file, or holds no whole language model.
-    """
+    def value(self, key: str, default: Any = None) -> Any:
+        """What stands under `key`, or `default`. Raises GgufError if the key is missing and there is no default."""
+        field = self.reader.get_field(key)
+        if field is None:
+            if default is None:
+                raise GgufError(
+                    f"{self.path}: the key {key} is missing: not a language model, or a split or damaged file"
+                )
+            return default
+        try:
+            return field.contents()
+        except (ValueError, IndexError, TypeError) as error:
+            raise GgufError(f"{self.path}: the key {key} cannot be read: {error}: a damaged file") from error
+
+    def number(self, key: str, default: int | None = None) -> int:
+        """As `value`. Some architectures give one figure per layer; the largest is what memory must be planned for."""
+        found = self.value(key, default)
+        try:
+            return int(max(found)) if isinstance(found, list) else int(found)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise GgufError(f"{self.path}: the key {key} is {found!r:.80}, not a number: a damaged file") from error
+
+
+def open_gguf(path: Path | str) -> GgufFile:
+    """Read the header of the GGUF file at `path`. Raises GgufError if it cannot be read or is not a whole GGUF file."""
     path = Path(path)
     try:
         size = path.stat().st_size
         reader = gguf.GGUFReader(path, "r")
-        return _shape(path, size, reader)
     except OSError as error:
         raise GgufError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ShapeError as error:
-        raise GgufError(f"{path}: does not describe a language model: {error}") from error
     # GGUFReader trusts the file: depending on where it is cut or wrong, numpy or the reader itself gives up.
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError, TypeError) as error:
         raise GgufError(f"{path}: not a whole GGUF file: {error}") from error
+    return GgufFile(path, size, reader)
 
 
-def _shape(path: Path, size: int, reader: Any) -> ModelShape:
-    def value(key: str, default: Any = None) -> Any:
-        field = reader.get_field(key)
-        if field is None:
-            if default is None:
-                raise GgufError(f"{path}: the key {key} is missing: not a language model, or a split or damaged file")
-            return default
-        return field.contents()
+def read_shape(path: Path | str) -> ModelShape:
+    """The shape of the model in the GGUF file at `path`.
 
-    def number(key: str, default: int | None = None) -> int:
-        found = value(key, default)
-        return int(max(found)) if isinstance(found, list) else int(found)
+    Raises:
+        GgufError: the file cannot be read, is no GGUF file, or holds no whole language model.
+    """
+    return shape_of(open_gguf(path))
 
-    architecture = str(value("general.architecture"))
+
+def shape_of(file: GgufFile) -> ModelShape:
+    """The shape of the model in an open file.
+
+    Raises:
+        GgufError: it is no whole language model.
+    """
+    path, reader, number = file.path, file.reader, file.number
+    architecture = str(file.value("general.architecture"))
     heads = number(f"{architecture}.attention.head_count")
     layers, embedding = number(f"{architecture}.block_count"), number(f"{architecture}.embedding_length")
     experts, used = number(f"{architecture}.expert_count", 0), number(f"{architecture}.expert_used_count", 0)
@@ -88,35 +115,37 @@ def _shape(path: Path, size: int, reader: Any) -> ModelShape:
     tokens = reader.get_field("tokenizer.ggml.tokens")
     output = by_name.get("output.weight")
     dense = number(f"{architecture}.feed_forward_length", 0)
-    return ModelShape.from_dict(
-        {
-            "name": str(value("general.name", path.stem)) or path.stem,
-            "architecture": architecture,
-            "quantization": _quantization(reader, weights_by_type),
-            "layers": layers,
-            "context": number(f"{architecture}.context_length"),
-            "embedding": embedding,
-            "feed_forward": number(f"{architecture}.expert_feed_forward_length", dense) if experts else dense,
-            "heads": heads,
-            "kv_heads": number(f"{architecture}.attention.head_count_kv", heads),
-            "key_length": number(f"{architecture}.attention.key_length", embedding // heads if heads else 0),
-            "value_length": number(f"{architecture}.attention.value_length", embedding // heads if heads else 0),
-            "vocabulary": len(tokens.data) if tokens is not None else number(f"{architecture}.vocab_size"),
-            "experts": experts,
-            "experts_used": used,
-            "tied": output is None,
-            "parameters": weights_by_type.total(),
-            "bytes": size,
-            "embedding_bytes": int(by_name["token_embd.weight"].n_bytes),
-            "output_bytes": int(output.n_bytes) if output is not None else 0,
-            "other_bytes": other,
-            "layer_bytes": layer_bytes,
-            "layer_parameters": layer_parameters,
-            "layer_active_bytes": layer_active,
-            "largest_tensor_bytes": max(int(tensor.n_bytes) for tensor in by_name.values()),
-            "type_bytes": dict(sorted(by_type.items())),
-        }
-    )
+    values = {
+        "name": str(file.value("general.name", path.stem)) or path.stem,
+        "architecture": architecture,
+        "quantization": _quantization(reader, weights_by_type),
+        "layers": layers,
+        "context": number(f"{architecture}.context_length"),
+        "embedding": embedding,
+        "feed_forward": number(f"{architecture}.expert_feed_forward_length", dense) if experts else dense,
+        "heads": heads,
+        "kv_heads": number(f"{architecture}.attention.head_count_kv", heads),
+        "key_length": number(f"{architecture}.attention.key_length", embedding // heads if heads else 0),
+        "value_length": number(f"{architecture}.attention.value_length", embedding // heads if heads else 0),
+        "vocabulary": len(tokens.data) if tokens is not None else number(f"{architecture}.vocab_size"),
+        "experts": experts,
+        "experts_used": used,
+        "tied": output is None,
+        "parameters": weights_by_type.total(),
+        "bytes": file.bytes,
+        "embedding_bytes": int(by_name["token_embd.weight"].n_bytes),
+        "output_bytes": int(output.n_bytes) if output is not None else 0,
+        "other_bytes": other,
+        "layer_bytes": layer_bytes,
+        "layer_parameters": layer_parameters,
+        "layer_active_bytes": layer_active,
+        "largest_tensor_bytes": max(int(tensor.n_bytes) for tensor in by_name.values()),
+        "type_bytes": dict(sorted(by_type.items())),
+    }
+    try:
+        return ModelShape.from_dict(values)
+    except ShapeError as error:
+        raise GgufError(f"{path}: does not describe a language model: {error}") from error
 
 
 def _quantization(reader: Any, weights_by_type: Counter[str]) -> str:
