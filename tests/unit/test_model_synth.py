@@ -20,7 +20,7 @@ from bramble.model import (
     SynthError,
     SynthReport,
     parse_parameters,
-    read_model_info,
+    read_shape,
     synthesize,
     tokenizer,
 )
@@ -38,7 +38,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> SynthReport:
     return make(tmp_path_factory.mktemp("model") / "tiny.gguf", quantization="F32")
 
 
-def tensors(path: str) -> dict[str, np.ndarray]:
+def tensors(path: Path) -> dict[str, np.ndarray]:
     return {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
 
 
@@ -93,7 +93,7 @@ def test_the_file_says_what_it_is(tmp_path: Path, quantization: str) -> None:
 
 
 def test_output_head_is_its_own_tensor(tiny: SynthReport) -> None:
-    assert "output.weight" in tensors(tiny.model.path)
+    assert "output.weight" in tensors(tiny.path)
 
 
 def test_same_arguments_same_bytes(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_tokenizer_keeps_words_whole_and_bytes_possible() -> None:
 
 
 def test_bias_channels_pass_through_every_layer(tiny: SynthReport) -> None:
-    values = tensors(tiny.model.path)
+    values = tensors(tiny.path)
     assert (values["token_embd.weight"][:, :BIAS_CHANNELS] == 1).all()
     assert (values["blk.0.attn_output.weight"][:BIAS_CHANNELS] == 0).all()
     assert (values["blk.0.ffn_down.weight"][:BIAS_CHANNELS] == 0).all()
@@ -178,7 +178,7 @@ def test_bias_channels_pass_through_every_layer(tiny: SynthReport) -> None:
 @pytest.mark.parametrize("quantization", ["F32", "Q8_0", "Q4_0"])
 def test_control_tokens_are_all_but_impossible(tmp_path: Path, quantization: str) -> None:
     """At temperature 1 the chance of any control token stays below one in a million, whatever the hidden state."""
-    values = tensors(make(tmp_path / "model.gguf", quantization=quantization).model.path)
+    values = tensors(make(tmp_path / "model.gguf", quantization=quantization).path)
     hidden = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
     hidden[:, :BIAS_CHANNELS] = 1
     # The rest of the stream grows by what the layers add; twice its initial size is more than twelve layers reach.
@@ -198,25 +198,25 @@ def test_reading_something_else(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     with pytest.raises(GgufError, match=r"model\.gguf: not a whole GGUF file"):
-        read_model_info(path)
+        read_shape(path)
 
 
 def test_reading_a_cut_file(tiny: SynthReport, tmp_path: Path) -> None:
-    whole = Path(tiny.model.path).read_bytes()
+    whole = tiny.path.read_bytes()
     for share in (0.001, 0.5, 0.99):
         path = tmp_path / "cut.gguf"
         path.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(GgufError, match="not a whole GGUF file"):
-            read_model_info(path)
+            read_shape(path)
 
 
 def test_reading_nothing(tmp_path: Path) -> None:
     with pytest.raises(GgufError, match="No such file"):
-        read_model_info(tmp_path / "absent.gguf")
+        read_shape(tmp_path / "absent.gguf")
     writer = gguf.GGUFWriter(tmp_path / "empty.gguf", "llama")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(GgufError, match=r"the key llama\.attention\.head_count is missing"):
-        read_model_info(tmp_path / "empty.gguf")
+        read_shape(tmp_path / "empty.gguf")

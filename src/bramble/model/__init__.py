@@ -1,15 +1,23 @@
-"""Model files: what is in them (`gguf_info`), and a stand-in with random weights (`synth`)."""
+"""Models: what one is like (`gguf_info`, `known`), stand-ins (`synth`), conversion to others' formats (`dllama`)."""
 
-from bramble.model.gguf_info import GgufError, ModelInfo, read_model_info
-from bramble.model.synth import QUANTIZATIONS, SynthError, SynthReport, parse_parameters, synthesize
+from bramble.model.dllama import ConvertReport, convert
+from bramble.model.gguf_info import GgufError, read_shape
+from bramble.model.known import known_shape
+from bramble.model.shape import ModelShape, ShapeError
+from bramble.model.synth import ARCHITECTURES, QUANTIZATIONS, SynthError, SynthReport, parse_parameters, synthesize
 
 __all__ = [
+    "ARCHITECTURES",
     "QUANTIZATIONS",
+    "ConvertReport",
     "GgufError",
-    "ModelInfo",
+    "ModelShape",
+    "ShapeError",
     "SynthError",
     "SynthReport",
+    "convert",
+    "known_shape",
     "parse_parameters",
-    "read_model_info",
+    "read_shape",
     "synthesize",
 ]
