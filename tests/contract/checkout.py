@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 
 # The least that there must be: a glob that finds nothing must not pass. Raise them as the project grows.
 ROLES_AT_LEAST = 20
-MODULES_AT_LEAST = 12
+MODULES_AT_LEAST = 13
 
 
 def roles() -> list[str]:

@@ -314,6 +314,16 @@ _ENTRY: Options = {
     "context": {"type": "int"},
     "parameters": {"type": "int"},
     "quantization": {"type": "str"},
+    "embedding": {"type": "int"},
+    "feed_forward": {"type": "int"},
+    "heads": {"type": "int"},
+    "kv_heads": {"type": "int"},
+    "key_length": {"type": "int"},
+    "value_length": {"type": "int"},
+    "vocabulary": {"type": "int"},
+    "tied": {"type": "bool"},
+    "experts": {"type": "int"},
+    "experts_used": {"type": "int"},
 }
 # The same forms as in roles/model_store/tasks/validate.yml.
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

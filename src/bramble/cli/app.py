@@ -359,6 +359,15 @@ def model_synth(
     )
 
 
+@model_app.command("info")
+def model_info(
+    file: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="All facts, as JSON.")] = False,
+) -> None:
+    """Show what is in a model's file, and what a catalogue's entry for it tells."""
+    show_model(file, as_json=as_json)
+
+
 @app.command()
 def demo(name: LabName = "lab", nodes: DemoNodes = 3, verbose: Verbose = 0) -> None:
     """The whole of it on this machine: boot a lab, set it up, ask it a question."""
@@ -674,7 +683,7 @@ def synthesize_model(
     overwrite: bool,
 ) -> None:
     """Write a stand-in model and say what it is."""
-    from bramble.model import SynthError, parse_parameters, synthesize
+    from bramble.model import SynthError, catalogue_fields, parse_parameters, synthesize
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -698,11 +707,7 @@ def synthesize_model(
         "file": str(output.resolve()),
         "sha256": report.sha256,
         "bytes": model.bytes,
-        "family": model.architecture,
-        "layers": model.layers,
-        "context": model.context,
-        "parameters": model.parameters,
-        "quantization": model.quantization,
+        **catalogue_fields(model),
     }
     output.with_suffix(".json").write_text(json.dumps(entry, indent=2) + "\n")
     print(f"{output}: {model.parameters / 1e6:.1f} M parameters, {model.layers} layers, {model.quantization}")
@@ -711,3 +716,41 @@ def synthesize_model(
         "  The weights are RANDOM: what this model answers is noise. It stands in until a trained one is there.",
         flush=True,
     )
+
+
+def show_model(path: Path, *, as_json: bool) -> None:
+    """Print a model's facts: as JSON all of them, for people the bytes of its parts and its catalogue entry."""
+    from rich.table import Table
+
+    from bramble.model import GgufError, catalogue_fields, read_shape
+
+    try:
+        shape = read_shape(path)
+    except GgufError as error:
+        raise CliError(str(error)) from error
+    if as_json:
+        print(json.dumps(shape.as_dict(), indent=2))
+        return
+    least, most = min(shape.layer_bytes), max(shape.layer_bytes)
+    each = f"{least / 1e6:.1f}" + (f" to {most / 1e6:.1f}" if least != most else "")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("part")
+    table.add_column("MB", justify="right")
+    parts = [
+        ("input embedding", shape.embedding_bytes),
+        ("output matrix", shape.output_bytes),
+        (f"{shape.layers} layers, {each} MB each", sum(shape.layer_bytes)),
+        ("the rest", shape.other_bytes),
+        ("header", shape.bytes - shape.weight_bytes),
+        ("file", shape.bytes),
+        ("read for each token", shape.active_bytes),
+        ("KV cache of 1000 tokens, f16", round(1000 * shape.layers * shape.kv_bytes_per_token_per_layer())),
+    ]
+    for part, size in parts:
+        shown = "is the embedding" if part == "output matrix" and shape.tied else f"{size / 1e6:.1f}"
+        table.add_row(part, shown)
+    print(f"{shape.name}: {shape.parameters / 1e6:.1f} M parameters, {shape.architecture}, {shape.quantization}\n")
+    Console().print(table)
+    print("\nFor its entry in model_store_catalogue:\n")
+    entry = {"bytes": shape.bytes, **catalogue_fields(shape)}
+    print("\n".join(f"  {key}: {json.dumps(value)}" for key, value in entry.items()))

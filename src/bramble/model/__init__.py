@@ -2,7 +2,7 @@
 
 from bramble.model.dllama import ConvertReport, convert
 from bramble.model.gguf_info import GgufError, read_shape
-from bramble.model.known import known_shape
+from bramble.model.known import catalogue_fields, known_shape
 from bramble.model.shape import ModelShape, ShapeError
 from bramble.model.synth import ARCHITECTURES, QUANTIZATIONS, SynthError, SynthReport, parse_parameters, synthesize
 
@@ -15,6 +15,7 @@ __all__ = [
     "ShapeError",
     "SynthError",
     "SynthReport",
+    "catalogue_fields",
     "convert",
     "known_shape",
     "parse_parameters",

@@ -107,6 +107,17 @@ def known_shape(entry: Mapping[str, Any], config: Mapping[str, Any] | None = Non
     )
 
 
+def catalogue_fields(shape: ModelShape) -> dict[str, Any]:
+    """What a catalogue's entry tells of a model besides its file: from this `known_shape` makes the shape again."""
+    fields = {"family": shape.architecture, "parameters": shape.parameters, "quantization": shape.quantization}
+    fields |= {key: getattr(shape, key) for key in (*_NEEDED, "tied")}
+    if shape.value_length != shape.key_length:
+        fields["value_length"] = shape.value_length
+    if shape.experts:
+        fields |= {"experts": shape.experts, "experts_used": shape.experts_used}
+    return fields
+
+
 def _defects(facts: Mapping[str, Any]) -> Iterator[str]:
     for key in ("family", "quantization"):
         if not (isinstance(facts.get(key), str) and facts[key]):
