@@ -26,6 +26,7 @@ from rich.console import Console
 
 from bramble.cli.enroll import enroll
 from bramble.cli.image import image
+from bramble.plan.what_if import HELP as WHAT_IF
 from bramble.runner import RunnerError, RunResult, find_root, run_playbook
 
 LOCALHOST = ","  # An inventory without hosts: plays on implicit localhost, and the owner's inventory is not even read.
@@ -48,10 +49,10 @@ TAGS = (
     *("phase1", "step_1_1", "preflight", "os_base", "ssh_access", "cluster_network", "pi_firmware", "reboot"),
     *("step_1_2", "llama_cpp", "llama_server", "ollama", "step_1_3", "hailo", "hailo_ollama"),
     *("step_1_4", "benchmark", "node_bench", "net_bench", "report"),
-    *("phase2", "rpc_worker", "rpc_head", "phase3", "gateway"),
+    *("phase2", "plan", "rpc_worker", "rpc_head", "phase3", "gateway"),
 )
 # What lies in an inventory's directory and names no hosts.
-NO_HOSTS = ("group_vars", "host_vars", "measured", "measured.yml", "report")
+NO_HOSTS = ("group_vars", "host_vars", "measured", "measured.yml", "plan.json", "planned.yml", "report")
 PLACEHOLDER = re.compile(r"^[^#\n]*\bCHANGE_ME\b", re.MULTILINE)  # In a value, not in a comment.
 
 app = typer.Typer(
@@ -295,6 +296,45 @@ def report(
         show_report(directory, output, console=stdout_console(), errors=stderr_console())
     except ReportError as error:
         raise CliError(str(error)) from error
+
+
+@app.command()
+def plan(
+    inventory: Inventory = DEFAULT_INVENTORY,
+    details: Annotated[
+        bool, typer.Option("--explain", help="Also memory, milliseconds, and what else there was and why not.")
+    ] = False,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option("--what-if", help=f"Change something first and compare; may be repeated. {WHAT_IF}"),
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Keep it as the inventory's plan.json, which the next run deploys.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which node runs which model, by what was measured. Connects to no node.
+
+    Exit code 0: each model of plan_models has a place. 1: one has none. 2: there is too little to plan from.
+    """
+    from bramble.cli.plan import PlanningError, show_plan
+
+    if what_if and write:
+        raise CliError("--what-if only looks: leave out --write.", 2)
+    root = find_root()
+    try:
+        good = show_plan(
+            root,
+            Path(inventory_path(root, inventory)),
+            details=details,
+            what_if=what_if or [],
+            write=write,
+            as_json=as_json,
+            console=stdout_console(),
+        )
+    except PlanningError as error:
+        raise CliError(str(error), 2) from error
+    raise typer.Exit(0 if good else 1)
 
 
 @lab_app.command("up")
