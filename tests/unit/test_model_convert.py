@@ -19,6 +19,7 @@ from bramble.model import ConvertReport, GgufError, convert, synthesize, tokeniz
 from bramble.model.dllama import llama3_factors
 from bramble.model.dllama_tokenizer import DllamaTokenizer
 from dllama_files import Tokenizer, q40_values, read_model, read_tokenizer
+from gguf_files import altered, vary_norms
 
 KINDS = {
     "llama": ("llama", False),
@@ -42,11 +43,7 @@ def make(path: Path, kind: str = "llama", quantization: str = "Q4_0", layers: in
         tied=tied,
         context=128,
     )
-    reader = gguf.GGUFReader(path, "r+")
-    random = np.random.default_rng(0)
-    for tensor in reader.tensors:  # The stand-in's norms are all alike; these are to be told apart.
-        if "norm" in tensor.name:
-            tensor.data[:] = random.uniform(0.5, 2, tensor.data.shape)
+    vary_norms(path)
     return path
 
 
@@ -63,37 +60,6 @@ def converted(source: Path) -> ConvertReport:
 @pytest.fixture(scope="module")
 def dllama(converted: ConvertReport) -> Tokenizer:
     return read_tokenizer(converted.tokenizer.path)
-
-
-def altered(source: Path, target: Path, fields: dict[str, Any], tensors: dict[str, Any] | None = None) -> Path:
-    """A copy of a GGUF with other fields and tensors; None takes one away, a type gives a tensor of zeros."""
-    reader = gguf.GGUFReader(source)
-    old = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
-    contents = {key: field.contents() for key, field in old.items()} | fields
-    writer = gguf.GGUFWriter(target, contents.pop("general.architecture"))
-    for key, value in contents.items():
-        if key in old and value is not None:
-            writer.add_key_value(key, value, old[key].types[0], old[key].types[-1])
-        elif value is not None:
-            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
-    changed = dict(tensors or {})
-    for tensor in reader.tensors:
-        new = changed.pop(tensor.name, tensor)
-        if isinstance(new, gguf.GGMLQuantizationType):
-            block, size = gguf.GGML_QUANT_SIZES[new]
-            rows, columns = tensor.shape[1], tensor.shape[0]
-            writer.add_tensor(tensor.name, np.zeros((rows, columns // block * size), np.uint8), raw_dtype=new)
-        elif new is tensor:
-            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-        elif new is not None:
-            writer.add_tensor(tensor.name, new)
-    for name, new in changed.items():
-        writer.add_tensor(name, new)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
 
 
 def names(layers: int, tied: bool, qwen3: bool) -> Iterator[tuple[str, str]]:
