@@ -4,10 +4,10 @@ What is compared, for stand-ins of llama (untied, tied, with Llama 3's RoPE scal
 weights of their own:
 
 - **Layout**, in F32 on both sides, where only the order of sums differs. Greedy continuation of more than 200 tokens is
-  the same. And for a given text, the probability that each engine gives to each next token is the same to 1e-5, of
-  the six decimals that `dllama perplexity` prints, and their mean logarithm to 1e-4. A tensor in another place, rows of q in
-  another order, or a wrong number in the header changes these by more: such mistakes are made, and seen. (Not so the
-  norms' epsilon, which activations of size one hide. The unit tests hold it.)
+  the same. And for a given text, the probability that each engine gives to each next token is the same to 1e-5 (of
+  the six decimals that `dllama perplexity` prints), and their mean logarithm to 1e-4. A tensor in another place, rows
+  of q in another order, or a wrong number in the header changes these by more: such mistakes are made, and seen. (Not
+  so the norms' epsilon, which activations of size one hide. The unit tests hold it.)
 - **Weights as shipped**, q40 with q80 buffers against Q4_0. The unit tests hold the blocks equal bit by bit. Both
   engines quantize activations, not at the same places: distributed-llama also what it adds to the residual stream. So
   two nearly equal logits may change places, and random weights have many. llama.cpp is shown the text that dllama
@@ -297,9 +297,9 @@ def test_weights_as_shipped(tmp_path: Path, dllama: Path, llama_server: list[str
     own = distance(np.exp(exact_of_text), np.exp(theirs_of_text))
     print(
         f"{kind} q40: greedy the same for {until} of {GENERATED}; of dllama's tokens {np.mean(gaps == 0):.1%} are "
-        f"llama.cpp's first choice, the others behind by at most {gaps.max():.3f} nats; on {len(text) - 1} given "
-        f"tokens RMS of probability between the engines {between:.1e}, between llama.cpp's Q4_0 and the same weights in "
-        f"F32 {own:.1e}; mean logarithm {mean:.4f}, {theirs_of_text.mean():.4f}, {exact_of_text.mean():.4f}"
+        f"llama.cpp's first choice, the others behind by at most {gaps.max():.3f} nats; {len(text) - 1} given tokens: "
+        f"RMS of probability between the engines {between:.1e}, between llama.cpp's Q4_0 and F32 of the same weights "
+        f"{own:.1e}; mean logarithm {mean:.4f}, {theirs_of_text.mean():.4f}, {exact_of_text.mean():.4f}"
     )
     assert np.mean(gaps == 0) > 0.9
     assert gaps.max() < 0.2
