@@ -53,10 +53,10 @@ TEXT = (
 )
 GENERATED = 240
 KINDS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "llama-tied": {"tied": True},
-    "llama-rope": {},
-    "qwen3": {"architecture": "qwen3"},
+    "llama": {"seed": 1},
+    "llama-tied": {"seed": 7, "tied": True},  # Of a dozen, the seed that repeats itself least.
+    "llama-rope": {"seed": 1},
+    "qwen3": {"seed": 1, "architecture": "qwen3"},
 }
 ROPE_SCALING = (8, 1, 4, 8192)
 PREDICTED = re.compile(rb"\xf0\x9f\x94\xb6 Pred *\d+ ms Sync *\d+ ms \| Sent *\d+ kB Recv *\d+ kB \| ")
@@ -174,9 +174,9 @@ def served(command: list[str], model: Path) -> Iterator[LlamaCpp]:
         server.wait()
 
 
-def make(directory: Path, kind: str, quantization: str, seed: int = 1) -> Path:
+def make(directory: Path, kind: str, quantization: str) -> Path:
     path = directory / f"{kind}-{quantization}.gguf"
-    synthesize(path, parameters=6_000_000, layers=3, quantization=quantization, seed=seed, **KINDS[kind])
+    synthesize(path, parameters=6_000_000, layers=3, quantization=quantization, **KINDS[kind])
     vary_norms(path)
     if kind == "llama-rope":
         factors = llama3_factors(500_000, 64, *ROPE_SCALING).astype(np.float32)
