@@ -303,6 +303,7 @@ def test_an_interrupt_is_no_failure() -> None:
 
 def test_every_command_has_help(bramble: Run) -> None:
     commands = ["up", "status", "ask", "demo", "lab up", "lab down", "lab break", "lab mend", "model synth"]
+    commands += ["model convert"]
     for command in commands:
         code, out, _ = bramble(*command.split(), "--help")
         assert code == 0, command

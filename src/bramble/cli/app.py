@@ -24,6 +24,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from bramble.cli.convert import model_convert
 from bramble.cli.enroll import enroll
 from bramble.cli.image import image
 from bramble.plan.what_if import HELP as WHAT_IF
@@ -384,6 +385,8 @@ def model_synth(
     quantization: Annotated[str, typer.Option("--quantization", help="The weights' type.")] = "Q8_0",
     context: Annotated[int, typer.Option("--context", min=1, help="Context length in tokens.")] = 4096,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same file.")] = 0,
+    architecture: Annotated[str, typer.Option("--architecture", help="llama or qwen3.")] = "llama",
+    tied: Annotated[bool, typer.Option("--tied", help="The embedding serves as output matrix too.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Make a stand-in model: real format and tokenizer, RANDOM weights. Its answers are noise."""
@@ -395,6 +398,8 @@ def model_synth(
         quantization=quantization,
         context=context,
         seed=seed,
+        architecture=architecture,
+        tied=tied,
         overwrite=force,
     )
 
@@ -454,6 +459,7 @@ def demo(name: LabName = "lab", nodes: DemoNodes = 3, verbose: Verbose = 0) -> N
     raise typer.Exit(0 if report["ok"] else 1)
 
 
+model_app.command("convert")(model_convert)
 app.command()(enroll)
 app.command()(image)
 
@@ -721,6 +727,8 @@ def synthesize_model(
     context: int,
     seed: int,
     overwrite: bool,
+    architecture: str = "llama",
+    tied: bool = False,
 ) -> None:
     """Write a stand-in model and say what it is."""
     from bramble.model import SynthError, catalogue_fields, parse_parameters, synthesize
@@ -735,6 +743,8 @@ def synthesize_model(
             context=context,
             seed=seed,
             name=name,
+            architecture=architecture,
+            tied=tied,
             overwrite=overwrite,
         )
     except SynthError as error:
