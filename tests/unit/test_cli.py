@@ -584,7 +584,7 @@ def test_the_demo_goes_through_its_steps_and_ends_with_where_to_reach_it(
     if model_is_there:
         (project / cli.DEMO_MODEL).parent.mkdir(parents=True)
         (project / cli.DEMO_MODEL).touch()
-        (project / cli.DEMO_MODEL).with_suffix(".json").touch()
+        (project / cli.DEMO_MODEL).with_suffix(".json").write_text('{"kv_heads": 3}')
 
     def run_playbook(name: str, **options: Any) -> RunResult:
         steps.append((name, options["inventory"]))

@@ -554,8 +554,8 @@ def _planned(hosts: Hosts, groups: Groups) -> Iterator[str]:
         ]
         if declared:
             yield (
-                f"group {group}: holds {_join(declared)} by hosts.yml, but plan_models is set, and the plan says who runs "
-                "which model: empty this group, or pin the model's nodes in plan_models, or remove plan_models"
+                f"group {group}: holds {_join(declared)} by hosts.yml, but plan_models is set, and the plan says who "
+                "runs which model: empty this group, or pin the model's nodes in plan_models, or remove plan_models"
             )
 
 
@@ -587,7 +587,9 @@ def _layers(layers: Mapping[str, object], hosts: Hosts, groups: Groups) -> Itera
             continue  # said already
         least = 0 if host in groups.get("rpc_head", ()) else 1
         if not isinstance(count, int) or isinstance(count, bool) or count < least:
-            yield f"{path} is {_describe(count)}, not a number of layers: write {least} or more, whole and without quotes"
+            yield (
+                f"{path} is {_describe(count)}, not a number of layers: write {least} or more, whole and without quotes"
+            )
     left_out = [host for host in taking_part if host not in layers]
     if layers and left_out:
         yield f"rpc_head_layers lacks {_join(left_out)}: give each host of rpc_head and rpc_worker some, or write {{}}"

@@ -422,7 +422,7 @@ def demo(name: LabName = "lab", nodes: DemoNodes = 3, verbose: Verbose = 0) -> N
     heading(f"1/5  Boot the lab: {nodes} nodes")
     play_lab("lab_up", name, {"lab_nodes": nodes}, verbosity=verbose)
     heading("2/5  Make a stand-in model")
-    if (root / DEMO_MODEL).exists() and (root / DEMO_MODEL).with_suffix(".json").exists():
+    if is_whole(root / DEMO_MODEL):
         print(f"{DEMO_MODEL} is there. Its weights are random: what it answers is noise.", flush=True)
     else:
         synthesize_model(
@@ -495,6 +495,14 @@ def show(report: dict[str, Any]) -> None:
     console.print(render(report))
     console.print()
     console.print(render_verdict(report), soft_wrap=True)
+
+
+def is_whole(model: Path) -> bool:
+    """Whether the stand-in model is there, with an entry for the catalogue that tells all that is read of it today."""
+    try:
+        return model.exists() and "kv_heads" in json.loads(model.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def heading(text: str) -> None:
