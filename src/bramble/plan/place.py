@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ fills the nodes evenly goes first, since what a model really takes may be more t
 PROMPT = 0.001
 """Seconds of decoding that a second of computing a prompt is worth: of splits that decode about as fast, the one that
 is faster with prompts goes first."""
+
+EVERY_ORDER = 5
+"""Up to so many workers, each order of theirs is looked at where layers differ in size: at most 120."""
 
 EXHAUSTIVE_NODES = 10
 """Up to so many nodes, every set is looked at for distributed-llama: at most 2^10."""
@@ -199,35 +202,35 @@ def split(
     cluster: Cluster,
     need: Need,
     head: str,
-    order: Sequence[str],
+    names: Sequence[str],
     *,
     fewest: bool,
 ) -> dict[str, range] | None:
-    """The layers of each node that decode fastest with this head, the workers taken in `order`; None: it does not fit.
+    """The layers of each node that decode fastest with this head; None: it does not fit.
 
-    At least one worker holds layers; the head may have none. `fewest`: fewer nodes go before more speed. Nodes that get
-    nothing are left out.
+    At least one worker holds layers; the head may have none. `names`: the nodes; of equals, the first are taken.
+    `fewest`: fewer nodes go before more speed. Nodes that get nothing are left out.
     """
     layers = shape.layers
     reads = _reads(shape, speed.TYPICAL_TOKENS)
-    own = cluster.node(head)
-    worth = BALANCE * reads[0, layers] / max(node.bandwidth for node in cluster.nodes)
     prompts = PROMPT * _computed(shape)
+    worth = BALANCE * reads[0, layers] / max(node.bandwidth for node in cluster.nodes)
+    own = cluster.node(head)
     held = _head_needs(shape, need)
-    # best[l]: the least cost with the first l layers placed on the nodes so far.
-    best = np.where(
+    first = np.where(
         held <= own.usable,
         reads[0] / own.bandwidth + prompts[0] / own.prefill + worth * (held / max(1, own.usable)) ** 2,
         np.inf,
     )
-    best[layers] = np.inf  # Some worker has to hold the last one.
-    steps: list[tuple[str, npt.NDArray[np.intp]]] = []
-    workers = [name for name in order if name != head]
+    first[layers] = np.inf  # Some worker has to hold the last one.
     needs = _worker_needs(shape, need)
     price = PER_NODE if fewest else 0.0
-    for name in workers:
+    costs: dict[str, _Costs] = {}
+    for name in names:
+        if name == head:
+            continue
         node = cluster.node(name)
-        cost = np.where(
+        costs[name] = np.where(
             needs <= node.usable,
             reads / node.bandwidth
             + prompts * speed.PREFILL_REMOTE / node.prefill
@@ -236,23 +239,54 @@ def split(
             np.inf,
         )
         # Without this worker: the layers stay where they are.
-        np.fill_diagonal(cost, 0.0)
-        through = best[:, None] + cost
+        np.fill_diagonal(costs[name], 0.0)
+    found = [_in_order(first, costs, order) for order in _orders(shape, cluster, tuple(costs))]
+    _, shares = min(found, key=lambda one: one[0])
+    if shares is None or len(shares) > MOST_WORKERS:
+        return None
+    return {head: range(next(iter(shares.values())).start)} | shares
+
+
+_Costs = npt.NDArray[np.float64]
+"""Of a worker with layers start..stop, [start, stop]: seconds of a token, and what else counts."""
+
+
+def _orders(shape: ModelShape, cluster: Cluster, workers: tuple[str, ...]) -> Iterable[tuple[str, ...]]:
+    """The orders of workers worth looking at. Of layers that are all the same, one is as good as any."""
+    if len(set(shape.layer_bytes)) == 1:
+        return [workers]
+    if len(workers) <= EVERY_ORDER:
+        return permutations(workers)
+    by_room = sorted(workers, key=lambda name: cluster.node(name).usable)
+    by_speed = sorted(workers, key=lambda name: cluster.node(name).bandwidth)
+    orders = (workers, workers[::-1], by_room, by_room[::-1], by_speed, by_speed[::-1])
+    return dict.fromkeys(tuple(order) for order in orders)
+
+
+def _in_order(
+    first: npt.NDArray[np.float64], costs: Mapping[str, _Costs], order: tuple[str, ...]
+) -> tuple[float, dict[str, range] | None]:
+    """The least cost with the workers in this order, and their layers. `first`: of the head with so many, [stop]."""
+    layers = len(first) - 1
+    # best[l]: the least cost with the first l layers placed on the nodes so far.
+    best = first
+    steps: list[npt.NDArray[np.intp]] = []
+    for name in order:
+        through = best[:, None] + costs[name]
         # Of equals, the one that leaves this worker the least: the nodes that come first are used first.
         came_from = layers - np.argmin(through[::-1], axis=0)
         best = through[came_from, np.arange(layers + 1)]
-        steps.append((name, came_from))
+        steps.append(came_from)
     if not np.isfinite(best[layers]):
-        return None
+        return float("inf"), None
     found: dict[str, range] = {}
     stop = layers
-    for name, came_from in reversed(steps):
+    for name, came_from in zip(reversed(order), reversed(steps), strict=True):
         start = int(came_from[stop])
         if start < stop:
             found[name] = range(start, stop)
         stop = start
-    shares = {head: range(stop)} | dict(reversed(found.items()))
-    return shares if len(shares) <= MOST_WORKERS + 1 else None
+    return float(best[layers]), dict(reversed(found.items()))
 
 
 def rpc(
