@@ -8,10 +8,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from rich.console import Console
+
+from bramble.cli.plan import DEPLOY, PORT, verify_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -144,3 +150,57 @@ def test_too_little_to_plan_from_ends_with_2(inventory: Path, text: str, message
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- Run and measured
+
+
+def record(decode: float) -> str:
+    return json.dumps([{"result": {"decode": {"mean": decode, "sd": 0.1, "n": 5, "unit": "tok/s"}}}])
+
+
+def verified(inventory: Path, works: Callable[[dict[str, Any]], bool]) -> tuple[bool, str, list[dict[str, Any]]]:
+    """`bramble plan --verify` with playbooks that only say what they were to do: the plans that were deployed."""
+    deployed: list[dict[str, Any]] = []
+
+    def play(playbook: str, variables: Mapping[str, object]) -> bool:
+        if playbook == DEPLOY:
+            assert variables == {"plan_frozen": True}
+            deployed.append(json.loads((inventory / "plan.json").read_text())["models"][0])
+            return works(deployed[-1])
+        assert str(variables["plan_verify_url"]).startswith("http://192.0.2.")
+        Path(str(variables["plan_verify_output"])).write_text(record(4.0))
+        return True
+
+    console = Console(file=StringIO(), width=200)
+    well = verify_plan(ROOT, inventory, play, tokens=8, console=console)
+    assert isinstance(console.file, StringIO)
+    return well, console.file.getvalue(), deployed
+
+
+def test_verify_runs_the_plan_and_what_lost_and_goes_back(inventory: Path) -> None:
+    (inventory / "group_vars/all/plan.yml").write_text(f"plan_memory_bytes: 8450000000\nplan_models: [{MODEL}]\n")
+    assert bramble(inventory, "--write").returncode == 0
+    before = (inventory / "plan.json").read_text()
+    well, said, deployed = verified(inventory, lambda _: True)
+    assert well
+    assert [plan["placement"] for plan in deployed] == ["replica", "rpc", "replica"]
+    assert len(deployed[0]["nodes"]) == 1  # One stream is measured.
+    assert (inventory / "plan.json").read_text() == before
+    assert said.count("4 ") >= 2
+    assert "the plan" in said
+
+
+def test_a_placement_that_does_not_start_is_told_and_left(inventory: Path) -> None:
+    (inventory / "group_vars/all/plan.yml").write_text(f"plan_memory_bytes: 8450000000\nplan_models: [{MODEL}]\n")
+    well, said, deployed = verified(inventory, lambda plan: plan["placement"] != "rpc")
+    assert not well
+    assert "did not start" in said
+    assert deployed[-1]["placement"] == "replica"
+
+
+def test_the_ports_are_those_of_the_roles() -> None:
+    for name, port in PORT.items():
+        defaults = ROOT / "roles" / name.removesuffix("_port") / "defaults/main.yml"
+        if defaults.exists():
+            assert yaml.safe_load(defaults.read_text())[name] == port

@@ -33,8 +33,13 @@ FROM_PLUGINS = frozenset({"measured", "planned"})
 PLAYBOOK_OPTIONS: Mapping[str, Any] = {
     "enroll_fingerprints": {"type": "list", "elements": "str"},
     "enroll_public_key": {"type": "path"},
+    "plan_verify_host": {"type": "str"},
+    "plan_verify_model": {"type": "str"},
+    "plan_verify_output": {"type": "path"},
+    "plan_verify_tokens": {"type": "int"},
+    "plan_verify_url": {"type": "str"},
 }
-"""Variables of playbooks, not of roles: playbooks/enroll.yml."""
+"""Variables of playbooks, not of roles: playbooks/enroll.yml, playbooks/plan_verify.yml."""
 
 PLANNED_GROUPS = ("dllama_api", "dllama_worker", "llama_server", "rpc_head", "rpc_worker")
 """The groups that a plan puts hosts in."""

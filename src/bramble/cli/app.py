@@ -312,21 +312,43 @@ def plan(
     write: Annotated[
         bool, typer.Option("--write", help="Keep it as the inventory's plan.json, which the next run deploys.")
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Run the plan and its runners-up on the nodes, measure each, and go back to the plan."
+        ),
+    ] = False,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="With --verify: tokens of each answer.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verbose: Verbose = 0,
 ) -> None:
-    """Say which node runs which model, by what was measured. Connects to no node.
+    """Say which node runs which model, by what was measured. Connects to no node, but for --verify.
 
     Exit code 0: each model of plan_models has a place. 1: one has none. 2: there is too little to plan from.
     """
-    from bramble.cli.plan import PlanningError, show_plan
+    from bramble.cli.plan import PlanningError, show_plan, verify_plan
 
-    if what_if and write:
-        raise CliError("--what-if only looks: leave out --write.", 2)
+    if what_if and (write or verify):
+        raise CliError("--what-if only looks: leave out --write and --verify.", 2)
     root = find_root()
+    source = inventory_path(root, inventory)
+
+    def run(playbook: str, variables: Mapping[str, object]) -> bool:
+        try:
+            play(root, playbook, inventory=source, extra_vars=variables, verbosity=verbose, require_hosts=True)
+        except typer.Exit as ended:
+            if ended.exit_code == 130:
+                raise
+            return False
+        return True
+
     try:
+        if verify:
+            well = verify_plan(root, Path(source), run, tokens=tokens, console=stdout_console())
+            raise typer.Exit(0 if well else 1)
         good = show_plan(
             root,
-            Path(inventory_path(root, inventory)),
+            Path(source),
             details=details,
             what_if=what_if or [],
             write=write,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from bramble.model.known import known_shape
 from bramble.model.shape import ModelShape, ShapeError
 from bramble.plan import document as documents
 from bramble.plan import inputs
-from bramble.plan.choose import Preferences, Wish, choose
+from bramble.plan.choose import Plan, Preferences, Previous, Wish, choose
 from bramble.plan.cluster import Cluster
 from bramble.plan.explain import explain, rate
-from bramble.plan.what_if import Question, WhatIfError, change
+from bramble.plan.verify import PORTS, render, trials, verdict
+from bramble.plan.what_if import WhatIfError, change
+from bramble.records import figure
 
 CATALOGUE = Path("roles/model_store/vars/catalogue.yml")
 
@@ -45,20 +49,16 @@ def show_plan(
     """
     directory = inventory if inventory.is_dir() else inventory.parent
     path = directory / documents.NAME
-    cluster, shapes, wishes, preferences = question(root, inventory)
-    try:
-        before = documents.previous(documents.read(path))
-    except documents.PlanError as error:
-        raise PlanningError(str(error)) from error
-    plan = documents.as_document(choose(cluster, shapes, wishes, preferences, before))
+    asked = question(root, inventory)
+    plan = documents.as_document(asked.choose(documents.previous(_read(path))))
     if what_if:
-        asked: Question = (cluster, shapes, wishes)
+        changed = asked
         try:
             for text in what_if:
-                asked = change(text, asked)
+                changed = changed.changed(text)
         except WhatIfError as error:
             raise PlanningError(str(error)) from error
-        other = documents.as_document(choose(*asked, preferences))
+        other = documents.as_document(changed.choose())
         if as_json:
             print(documents.write(other), end="")
         else:
@@ -70,20 +70,112 @@ def show_plan(
     else:
         console.print(explain(plan, details=details))
     if write:
-        changed = keep(path, documents.write(plan))
+        new = keep(path, documents.write(plan))
         if not as_json:
-            console.print(f"{path}: {'written' if changed else 'unchanged'}", soft_wrap=True)
+            console.print(f"{path}: {'written' if new else 'unchanged'}", soft_wrap=True)
     return not plan["unplaced"]
 
 
-def question(root: Path, inventory: Path) -> tuple[Cluster, dict[str, ModelShape], tuple[Wish, ...], Preferences]:
-    """What the planner is asked: cluster, known models, wishes, preferences.
+Play = Callable[[str, Mapping[str, object]], bool]
+"""Runs a playbook with variables; whether it ended well."""
+
+DEPLOY = "playbooks/phase2_distributed.yml"
+
+
+def verify_plan(root: Path, inventory: Path, play: Play, *, tokens: int, console: Console) -> bool:
+    """Run each planned model as planned and as its runners-up, measure, and go back to the plan; whether all ran.
+
+    Raises:
+        PlanningError: there is too little to plan from.
+    """
+    path = (inventory if inventory.is_dir() else inventory.parent) / documents.NAME
+    asked = question(root, inventory)
+    plan = asked.choose(documents.previous(_read(path)))
+    if plan.unplaced:
+        raise PlanningError(f"{plan.unplaced[0].wish.model} has no place: bramble plan --explain says why")
+    output = root / ".bramble/plan_verify.json"
+    output.parent.mkdir(exist_ok=True)
+    well = True
+    try:
+        for chosen in plan.chosen:
+            verdicts = []
+            for trial in trials(chosen):
+                document = documents.as_document(asked.with_wish(trial.wish).choose())
+                model = next((one for one in document["models"] if one["model"] == trial.wish.model), None)
+                if model is None:
+                    continue  # Beside the other models' own places it has none.
+                keep(path, documents.write(document))
+                measured, failure = _measure(asked, model, play, output, tokens)
+                well = well and measured is not None
+                verdicts.append(verdict(model, measured, failure, chosen=trial.chosen))
+            console.print(render(chosen.wish.model, verdicts))
+            console.print()
+    finally:
+        keep(path, documents.write(documents.as_document(plan)))
+        well = play(DEPLOY, {"plan_frozen": True}) and well
+    return well
+
+
+def _measure(asked: Asked, model: Mapping[str, Any], play: Play, output: Path, tokens: int) -> tuple[float | None, str]:
+    """Deploy what plan.json says and measure: tokens/s while decoding, or None and why not."""
+    output.unlink(missing_ok=True)
+    if not play(DEPLOY, {"plan_frozen": True}):
+        return None, "did not start"
+    head = model["head"]
+    variables = {
+        "plan_verify_host": head,
+        "plan_verify_url": f"http://{asked.addresses[head]}:{asked.ports[head][PORTS[model['placement']]]}",
+        "plan_verify_model": model["model"],
+        "plan_verify_tokens": tokens,
+        "plan_verify_output": str(output),
+    }
+    if not play("playbooks/plan_verify.yml", variables):
+        return None, "did not answer"
+    [record] = json.loads(output.read_text(encoding="utf-8"))
+    return figure(record["result"]["decode"]).mean, ""
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return documents.read(path)
+    except documents.PlanError as error:
+        raise PlanningError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the planner is asked. `sliceable`: models with distributed-llama's files. `addresses`, `ports`: by host."""
+
+    cluster: Cluster
+    shapes: Mapping[str, ModelShape]
+    wishes: Sequence[Wish]
+    preferences: Preferences
+    sliceable: frozenset[str]
+    addresses: Mapping[str, str]
+    ports: Mapping[str, Mapping[str, int]]
+
+    def choose(self, before: Previous | None = None) -> Plan:
+        """The plan."""
+        return choose(self.cluster, self.shapes, self.wishes, self.preferences, before, self.sliceable)
+
+    def with_wish(self, other: Wish) -> Asked:
+        """With another wish for the same model."""
+        return replace(self, wishes=[other if wish.model == other.model else wish for wish in self.wishes])
+
+    def changed(self, text: str) -> Asked:
+        """With a change of bramble.plan.what_if."""
+        cluster, shapes, wishes = change(text, (self.cluster, self.shapes, self.wishes))
+        return replace(self, cluster=cluster, shapes=shapes, wishes=wishes)
+
+
+def question(root: Path, inventory: Path) -> Asked:
+    """What the planner is asked, by an inventory and its records.
 
     Raises:
         PlanningError: the inventory does not say enough.
     """
     try:
-        found = read_inventory(root, inventory, inputs.VARIABLES)
+        found = read_inventory(root, inventory, (*inputs.VARIABLES, *ADDRESSES, *PORTS.values()))
     except InventoryError as error:
         raise PlanningError(str(error)) from error
     hosts = list(found.groups.get("cluster", ()))
@@ -96,25 +188,47 @@ def question(root: Path, inventory: Path) -> tuple[Cluster, dict[str, ModelShape
                 f"{inventory}: plan_models names no model. Say in group_vars/all/plan.yml which models are wanted, "
                 "such as\n  plan_models: [{model: qwen2.5-3b-instruct-q4_k_m}]"
             )
-        shapes = known_shapes(root, [found.variables[host].get("model_store_catalogue") or {} for host in hosts])
-        cluster = inputs.cluster(hosts, found.variables, shapes)
-        wishes = inputs.wishes(wanted["plan_models"], hosts, shapes)
-        preferences = inputs.preferences(wanted, hosts)
+        catalogue = known_models(root, [found.variables[host].get("model_store_catalogue") or {} for host in hosts])
+        shapes = known_shapes(catalogue)
+        return Asked(
+            cluster=inputs.cluster(hosts, found.variables, shapes),
+            shapes=shapes,
+            wishes=inputs.wishes(wanted["plan_models"], hosts, shapes),
+            preferences=inputs.preferences(wanted, hosts),
+            sliceable=frozenset(name for name, entry in catalogue.items() if entry.get("dllama")),
+            addresses={host: _address(found.variables[host], host) for host in hosts},
+            ports={host: {name: found.variables[host].get(name, PORT[name]) for name in PORT} for host in hosts},
+        )
     except inputs.InputError as error:
         raise PlanningError(f"{inventory}:\n{error}" if "\n" in str(error) else f"{inventory}: {error}") from error
-    return cluster, shapes, wishes, preferences
 
 
-def known_shapes(root: Path, catalogues: Sequence[Mapping[str, Any]]) -> dict[str, ModelShape]:
-    """The models of the catalogues whose entries tell their widths."""
+ADDRESSES = ("cluster_network_address", "ansible_host")
+PORT = {"llama_server_port": 8081, "rpc_head_port": 8080, "dllama_api_port": 9991}
+"""The roles' defaults; a test holds them equal."""
+
+
+def _address(variables: Mapping[str, Any], host: str) -> str:
+    return str(next((variables[name] for name in ADDRESSES if variables.get(name)), host))
+
+
+def known_models(root: Path, catalogues: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The entries of the role's catalogue and of the inventory's."""
+    found: dict[str, Mapping[str, Any]] = {}
     own = yaml.safe_load((root / CATALOGUE).read_text(encoding="utf-8"))["__model_store_catalogue"]
-    found: dict[str, ModelShape] = {}
     for catalogue in (own, *catalogues):
-        for name, entry in catalogue.items():
-            try:
-                found[name] = known_shape({**entry, "name": name})
-            except ShapeError:
-                continue
+        found |= {str(name): entry for name, entry in catalogue.items() if isinstance(entry, Mapping)}
+    return found
+
+
+def known_shapes(catalogue: Mapping[str, Mapping[str, Any]]) -> dict[str, ModelShape]:
+    """The models whose entries tell their widths."""
+    found: dict[str, ModelShape] = {}
+    for name, entry in catalogue.items():
+        try:
+            found[name] = known_shape({**entry, "name": name})
+        except ShapeError:
+            continue
     return found
 
 

@@ -5,7 +5,7 @@ Pure: the same cluster, models, wishes, preferences and previous plan give the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bramble.model.shape import ModelShape
@@ -16,6 +16,9 @@ from bramble.plan.place import Need, Placement, Refusal, gib
 KINDS = ("replica", "rpc", "tensor", "npu")
 GOALS = ("throughput", "latency")
 ORDERS = ("speed", "memory", "priority")
+NO_FILES = (
+    "distributed-llama reads files of its own: `bramble model convert` makes them, `dllama` in the catalogue names them"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +103,11 @@ def choose(
     wishes: Sequence[Wish],
     preferences: Preferences = Preferences(),
     previous: Previous | None = None,
+    sliceable: Collection[str] | None = None,
 ) -> Plan:
     """A plan for all wishes, those that come first served first.
+
+    `sliceable`: the models of which there are distributed-llama's files; None: all.
 
     A node's memory is shared by what is placed on it. One model is split by llama.cpp's RPC and one by
     distributed-llama at most, and a node holds one replica: a service of each kind is what a node has."""
@@ -112,7 +118,7 @@ def choose(
     for wish in wishes:
         left = cluster.without(taken)
         shape = shapes.get(wish.model)
-        options = _options(left, shape, wish, preferences, with_replica, chosen)
+        options = _options(left, shape, wish, preferences, with_replica, chosen, sliceable)
         found = _select(left, shape, wish, preferences, options, (previous or {}).get(wish.model, ()))
         if found is None:
             refusals = tuple(option for option in options if isinstance(option, Refusal))
@@ -181,6 +187,7 @@ def _options(
     preferences: Preferences,
     with_replica: set[str],
     chosen: Sequence[Chosen],
+    sliceable: Collection[str] | None,
 ) -> list[Placement | Refusal]:
     """The best placements of each kind that is allowed, or why there is none."""
     kinds = KINDS if wish.placement == "auto" else (wish.placement,)
@@ -194,6 +201,8 @@ def _options(
             continue
         if kind in ("rpc", "tensor") and kind in served:
             result = Refusal(kind, f"{served[kind]} has it already, and there is one such service")
+        elif kind == "tensor" and sliceable is not None and wish.model not in sliceable:
+            result = Refusal(kind, NO_FILES)
         elif kind == "npu":
             result = place.npu(wish.model, among)
             if isinstance(result, Refusal) and shape is not None and wish.placement == "auto":
