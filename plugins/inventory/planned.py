@@ -76,7 +76,10 @@ class InventoryModule(BaseInventoryPlugin):
                 )
             else:
                 there.append(model)
-        groups, variables = host_variables({"models": there})
+        try:
+            groups, variables = host_variables({"models": there})
+        except PlanError as error:
+            raise AnsibleParserError(str(error)) from error
         planned: dict[str, list[str]] = {}
         for group, hosts in groups.items():
             inventory.add_group(group)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from plan_cases import model, pi, pis
 
 from bramble.plan.choose import Chosen, Plan, Preferences, Unplaced, Wish, choose
 from bramble.plan.cluster import GIB, Cluster
-from bramble.plan.document import as_document, host_variables, previous
+from bramble.plan.document import PlanError, as_document, host_variables, previous
 from bramble.plan.place import Need
 
 SMALL = model("small", layers=28, embedding=3072, feed_forward=8192, heads=24, tied=True)
@@ -217,3 +220,29 @@ def test_the_hat_is_a_place_too() -> None:
         "measured": True,
     }
     assert pis(8).node("pi1").usable < 8 * GIB
+
+
+def test_slices_need_files_of_their_own() -> None:
+    without = choose(pis(8, 8), KNOWN, [Wish("small", NEED, goal="latency")], sliceable=())
+    assert kind(only(without)) == "replica"
+    assert "bramble model convert" in next(one.why for one in only(without).losers if one.kind == "tensor")
+    assert kind(only(choose(pis(8, 8), KNOWN, [Wish("small", NEED, goal="latency")], sliceable={"small"}))) == "tensor"
+
+
+def test_the_root_of_slices_gets_its_files(tmp_path: Path) -> None:
+    path = tmp_path / "small.dllama.json"
+    about: dict[str, Any] = {"name": "small", "kv_heads": 8, "context": 4096}
+    for part, file in (("model", "small.m"), ("tokenizer", "small.t")):
+        about[part] = {"file": file, "sha256": "0" * 64, "bytes": 7}
+    path.write_text(json.dumps(about))
+    plan = choose(pis(8, 8), KNOWN, [Wish("small", NEED, placement="tensor")], sliceable={"small"})
+    groups, variables = host_variables(as_document(plan, {"small": str(path)}))
+    assert groups == {"dllama_api": ["pi1"], "dllama_worker": ["pi2"]}
+    assert variables["pi1"]["dllama_api_model_entry"]["model_path"] == str(tmp_path / "small.m")
+    assert variables["pi1"]["dllama_api_context"] == 4096
+    for text in ("{", "{}", '{"model": 7}'):
+        path.write_text(text)
+        with pytest.raises(PlanError, match="not what bramble model convert writes"):
+            host_variables(as_document(plan, {"small": str(path)}))
+    with pytest.raises(PlanError, match="No such file"):
+        host_variables(as_document(plan, {"small": str(tmp_path / "none")}))

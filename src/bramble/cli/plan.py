@@ -50,7 +50,7 @@ def show_plan(
     directory = inventory if inventory.is_dir() else inventory.parent
     path = directory / documents.NAME
     asked = question(root, inventory)
-    plan = documents.as_document(asked.choose(documents.previous(_read(path))))
+    plan = documents.as_document(asked.choose(documents.previous(_read(path))), asked.files)
     if what_if:
         changed = asked
         try:
@@ -58,7 +58,7 @@ def show_plan(
                 changed = changed.changed(text)
         except WhatIfError as error:
             raise PlanningError(str(error)) from error
-        other = documents.as_document(changed.choose())
+        other = documents.as_document(changed.choose(), asked.files)
         if as_json:
             print(documents.write(other), end="")
         else:
@@ -100,7 +100,7 @@ def verify_plan(root: Path, inventory: Path, play: Play, *, tokens: int, console
         for chosen in plan.chosen:
             verdicts = []
             for trial in trials(chosen):
-                document = documents.as_document(asked.with_wish(trial.wish).choose())
+                document = documents.as_document(asked.with_wish(trial.wish).choose(), asked.files)
                 model = next((one for one in document["models"] if one["model"] == trial.wish.model), None)
                 if model is None:
                     continue  # Beside the other models' own places it has none.
@@ -111,7 +111,7 @@ def verify_plan(root: Path, inventory: Path, play: Play, *, tokens: int, console
             console.print(render(chosen.wish.model, verdicts))
             console.print()
     finally:
-        keep(path, documents.write(documents.as_document(plan)))
+        keep(path, documents.write(documents.as_document(plan, asked.files)))
         well = play(DEPLOY, {"plan_frozen": True}) and well
     return well
 
@@ -144,19 +144,22 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the planner is asked. `sliceable`: models with distributed-llama's files. `addresses`, `ports`: by host."""
+    """What the planner is asked.
+
+    `files`: model → the file that tells of distributed-llama's files of it. `addresses`, `ports`: by host.
+    """
 
     cluster: Cluster
     shapes: Mapping[str, ModelShape]
     wishes: Sequence[Wish]
     preferences: Preferences
-    sliceable: frozenset[str]
+    files: Mapping[str, str]
     addresses: Mapping[str, str]
     ports: Mapping[str, Mapping[str, int]]
 
     def choose(self, before: Previous | None = None) -> Plan:
         """The plan."""
-        return choose(self.cluster, self.shapes, self.wishes, self.preferences, before, self.sliceable)
+        return choose(self.cluster, self.shapes, self.wishes, self.preferences, before, self.files)
 
     def with_wish(self, other: Wish) -> Asked:
         """With another wish for the same model."""
@@ -195,7 +198,7 @@ def question(root: Path, inventory: Path) -> Asked:
             shapes=shapes,
             wishes=inputs.wishes(wanted["plan_models"], hosts, shapes),
             preferences=inputs.preferences(wanted, hosts),
-            sliceable=frozenset(name for name, entry in catalogue.items() if entry.get("dllama")),
+            files={name: str(entry["dllama"]) for name, entry in catalogue.items() if entry.get("dllama")},
             addresses={host: _address(found.variables[host], host) for host in hosts},
             ports={host: {name: found.variables[host].get(name, PORT[name]) for name in PORT} for host in hosts},
         )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bramble.model.dllama_entry import EntryError, read_entry
 from bramble.plan.choose import Chosen, Plan
 from bramble.plan.cluster import Cluster
 from bramble.plan.place import Placement
@@ -25,11 +26,18 @@ class PlanError(ValueError):
     """A plan's file cannot be used. The message says where it is, what is wrong, and what to do."""
 
 
-def as_document(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON has it. Figures have four digits: more would only look exact."""
+def as_document(plan: Plan, files: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The plan as JSON has it. Figures have four digits: more would only look exact.
+
+    `files`: model → what `bramble model convert` says of distributed-llama's files of it.
+    """
+    models = [_model(chosen) for chosen in plan.chosen]
+    for model in models:
+        if model["placement"] == "tensor":
+            model["files"] = (files or {}).get(model["model"])
     return {
         "schema": SCHEMA,
-        "models": [_model(chosen) for chosen in plan.chosen],
+        "models": models,
         "unplaced": [
             {
                 "model": one.wish.model,
@@ -224,7 +232,11 @@ def _count(value: object) -> bool:
 
 
 def host_variables(document: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, dict[str, Any]]]:
-    """The groups that a plan puts hosts in (group → hosts), and the variables that it gives them (host → variables)."""
+    """The groups that a plan puts hosts in (group → hosts), and the variables that it gives them (host → variables).
+
+    Raises:
+        PlanError: distributed-llama's files of a model are not there any more.
+    """
     groups: dict[str, list[str]] = {}
     variables: dict[str, dict[str, Any]] = {}
 
@@ -248,7 +260,11 @@ def host_variables(document: Mapping[str, Any]) -> tuple[dict[str, list[str]], d
                 if host != head:
                     put("rpc_worker", host, {})
         elif model["placement"] == "tensor":
-            put("dllama_api", head, _prefixed("dllama_api", {"model": model["model"], "context": model["context"]}))
+            try:
+                entry = read_entry(Path(str(model.get("files"))))
+            except EntryError as error:
+                raise PlanError(f"{NAME}: {model['model']}: {error}") from error
+            put("dllama_api", head, _prefixed("dllama_api", {"model_entry": entry, "context": model["context"]}))
             for host in model["nodes"]:
                 if host != head:
                     put("dllama_worker", host, {})
