@@ -45,6 +45,7 @@ def test_every_node_has_records_of_every_kind(records: list[dict[str, Any]]) -> 
     assert by_cpu == {(node, kind) for node in NODES for kind in CPU}
     by_hat = {(r["host"], r["kind"]) for r in records if r["engine"]["name"] == "hailo-ollama"}
     assert by_hat == {("pi1", "http_generate"), ("pi1", "quality")}
+    assert {r["host"] for r in records if r["kind"] == "memory"} == set(NODES)
     pairs = {tuple(sorted((r["host"], r["params"]["peer"]))) for r in records if r["kind"] == "net_pair"}
     assert pairs == set(combinations(NODES, 2))
     for record in records:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bramble.cli.report import ReportError, write_report
-from bramble.records.schema import LARGEST, SMALLEST, check, identify
+from bramble.records.schema import KINDS, LARGEST, SMALLEST, check, identify
 from bramble.records.store import load
 from bramble.report import Figure, Report, build, plain, render_html, render_markdown, walk
 from bramble.report.charts import WIDTH, draw, step
@@ -603,7 +603,7 @@ params = st.dictionaries(
 def records_of_any_kind(draw_: Any) -> Json:
     record = copy.deepcopy(draw_(st.sampled_from(sample()["pi1"])))
     record["host"] = draw_(st.sampled_from(("pi1", "pi2")))
-    record["kind"] = draw_(st.sampled_from(("llama_bench", "http_generate", "net_pair", "quality", "perplexity")))
+    record["kind"] = draw_(st.sampled_from(KINDS))
     record["result"], record["params"] = draw_(results), draw_(params)
     record["engine"]["name"] = draw_(st.sampled_from(("llama.cpp", "hailo-ollama")) | texts)
     record["conditions"]["power_w"] = draw_(st.none() | FIGURES)
