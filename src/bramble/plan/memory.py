@@ -49,8 +49,9 @@ class Need:
         compute: buffers of the computation.
         process: program, threads, vocabulary, what malloc keeps.
         loading: on top of the rest, for a moment, while loading.
-        reclaimable: pages of the model's file that only loading needed. They count as resident until the kernel wants
-            them back, and then cost nothing; nobody must plan for them.
+        reclaimable: pages of the model's file that are read once, or by rows: originals of what was copied into another
+            order, the input embedding. They count as resident until the kernel wants them back; nobody must plan for
+            them.
     """
 
     weights: int
@@ -103,12 +104,13 @@ def llama_server(
         ValueError: layers that the model has not, no slot, no token of context.
     """
     _check(shape, own_layers, context, slots)
-    embedding_type = _embedding_type(shape)
     # A tied embedding is looked up by rows and multiplied with as output; only the second use can be repacked.
-    twice = shape.embedding_bytes if output_here and shape.tied and embedding_type in repacked else 0
-    output = (shape.output_bytes if not shape.tied else 0) if output_here else 0
+    embedding_copied = output_here and shape.tied and _embedding_type(shape) in repacked
+    head = shape.head_bytes if output_here else 0
     own = sum(shape.layer_bytes[own_layers.start : own_layers.stop])
-    weights = own + shape.embedding_bytes + shape.other_bytes + output + twice
+    weights = own + head + shape.other_bytes
+    # What is only looked up by rows. In a mapped file that needs no memory of its own.
+    rows_only = 0 if shape.tied and output_here and not embedding_copied else shape.embedding_bytes
     kv = _kv(shape, len(own_layers), context, slots, cache_type)
     rows = _rows(ubatch, batch, context, slots)
     compute = slots * shape.vocabulary * 4
@@ -118,7 +120,8 @@ def llama_server(
     process += shape.vocabulary * (_TOKEN_BYTES + slots * _CANDIDATE_BYTES)
     if not remote:
         copied = sum(stored for name, stored in shape.type_bytes if name in repacked)
-        return Need(weights, kv, compute, process, reclaimable=copied)
+        return Need(weights, kv, compute, process, reclaimable=copied + rows_only)
+    weights += rows_only
     # Each tensor that goes to a worker is read into one block and put into a message in another
     # (src/llama-model-loader.cpp, `read_buf`; ggml-rpc.cpp, `serialize_set_tensor`).
     largest = largest_layer_tensor(shape)
@@ -151,15 +154,16 @@ def rpc_worker(
     alone = len(layers) == 1 and layers.stop == shape.layers
     buffers = rows * 4 * (4 * width if alone else 3 * inner + 2 * width) + _mask(rows, context)
     work = _work(shape, rows)
-    # Each tensor arrives in a block of its own before it is copied to its place (ggml-rpc.cpp, `recv_msg`). What malloc
-    # keeps of that is used again by later blocks that are no larger.
+    # Each tensor arrives in a block of its own before it is copied to its place (ggml-rpc.cpp, `recv_msg`), a batch's
+    # activations too. What malloc keeps of that is used again by later blocks that are no larger.
+    message = rows * 4 * shape.embedding
     largest = largest_layer_tensor(shape)
     kept = 0
     if largest <= _KEPT_BLOCK:
-        kept = max(0, largest - sum(block for block in (kv, buffers, work) if block <= largest))
+        kept = max(0, largest - sum(block for block in (kv, buffers, work, message) if block <= largest))
     staged = largest if largest > _KEPT_BLOCK else 0
-    process = _WORKER_PROGRAM + _WORKER_HEAP + kept
-    return Need(weights, kv, buffers + work, process, loading=max(0, staged - kv - buffers - work))
+    compute = buffers + work + message
+    return Need(weights, kv, compute, _WORKER_PROGRAM + _WORKER_HEAP + kept, loading=max(0, staged - kv - compute))
 
 
 def dllama_root(shape: ModelShape, nodes: int, *, context: int) -> Need:
