@@ -4,8 +4,8 @@
 
 Makes models with random weights, runs the real llama-server alone and as head of one or two ggml-rpc-servers, with the
 command lines of roles/llama_service and roles/rpc_worker, and dllama with one worker. Each gets one long prompt; then
-/proc/PID/status says what is resident. Steady is that without the pages of the mapped model that another prompt does not
-use. Of dllama's root the mapped file, which only loading needs, is left out.
+/proc/PID/status says what is resident. Steady is that without those pages of the mapped model that another prompt does
+not use. Of dllama's root the mapped file, which only loading needs, is left out.
 
 Needs a build in ~/.cache/bramble/llama.cpp, which the lab makes. If that was made for a newer C library than this
 machine's, the lab's image lends its own. dllama comes from ~/.cache/bramble/distributed-llama/<commit>/, or is built
