@@ -42,7 +42,7 @@ CACHE = Path("~/.cache/bramble").expanduser()
 RESULTS = Path(__file__).parent / "results"
 DLLAMA_COMMIT = "8d624a7b1f9acc0855d71a32519b22fe51e0bd86"
 HEAD_PORT, WORKER_PORT, DLLAMA_PORT = 18480, 18490, 18500
-LONGEST_PROMPT = 1024
+LONGEST_PROMPT = 768
 REPACKED = memory.REPACKED_ON_AVX2 if platform.machine() == "x86_64" else memory.REPACKED_ON_PI5
 
 
@@ -69,7 +69,6 @@ CASES = (
     Case("200m-q4", "200M", 16, "Q4_0", 4096, 1, (4, 6, 6)),
     Case("300m-q8", "300M", 24, "Q8_0", 2048, 4, (6, 9, 9)),
     Case("400m-q4", "400M", 8, "Q4_0", 8192, 1, (3, 5)),
-    Case("400m-f16", "400M", 20, "F16", 512, 4, (10, 10)),
     Case("qwen3-200m-q8", "200M", 10, "Q8_0", 4096, 2, (4, 6), "qwen3", True),
     Case("200m-q4km-128k", "200M", 12, "Q4_K_M", 1024, 1, (6, 6), vocabulary=128256),
     Case("100m-q4-128k-tied", "100M", 8, "Q4_0", 1024, 2, (4, 4), tied=True, vocabulary=128256),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bramble.model import ModelShape, known_shape
 from bramble.model.published import published_shape
+from bramble.plan import memory
 from bramble.plan.memory import (
     MIB,
     REPACKED_ON_AVX2,
@@ -157,6 +158,29 @@ def test_a_worker_holds_a_large_tensor_twice_for_a_moment() -> None:
     assert worker.peak == worker.weights + worker.process + largest_layer_tensor(EIGHT)
     # By then the buffers of a long context are larger, and they come after.
     assert rpc_worker(EIGHT, range(4, 8), context=8192, slots=1).loading == 0
+
+
+# The same of mixtures (embedding 2048 or 1024, three layers, 16 or 8 experts): that of the head, and of a worker.
+MIXTURES = [
+    ((2048, 768, 32, 4, 128), 16, 8, 89.0, 81.0),
+    ((2048, 1536, 32, 4, 128), 8, 8, 93.0, 117.0),
+    ((2048, 768, 32, 4, 128), 8, 4, 49.0, 49.0),
+    ((1024, 1536, 16, 4, 64), 8, 2, 27.0, 25.0),
+    ((1024, 256, 16, 4, 64), 8, 8, 37.0, 35.0),
+]
+
+
+@pytest.mark.parametrize(("widths", "experts", "used", "head", "worker"), MIXTURES)
+def test_compute_buffer_of_a_mixture(
+    widths: tuple[int, ...], experts: int, used: int, head: float, worker: float
+) -> None:
+    model = shape("qwen3moe", "Q4_0", 3, *widths, 2048, False, experts=experts, experts_used=used)
+    # What one operation needs on top, and messages, are not in the log.
+    work, message = memory._work(model, 512), 512 * 4 * model.embedding
+    of_head = llama_server(model, range(1), context=1024, slots=1, remote=True).compute - work
+    of_worker = rpc_worker(model, range(1, 3), context=1024, slots=1).compute - work - message
+    assert head <= of_head / MIB < 1.35 * head
+    assert worker <= of_worker / MIB < 1.35 * worker
 
 
 def test_a_mixture_needs_all_experts() -> None:
