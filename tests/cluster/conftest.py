@@ -13,7 +13,8 @@ from lab import BIN, ROOT, Lab, run
 def cluster() -> Lab:
     """Never-provisioned nodes, and a stand-in model. Left up: tools/test.sh takes the lab down."""
     model = ROOT / ".bramble/models/bramble-synth.gguf"
-    if not model.with_suffix(".json").exists():
+    told = model.with_suffix(".json")
+    if not told.exists() or "kv_heads" not in told.read_text():
         done = run(str(BIN / "bramble"), "model", "synth", "--output", str(model), "--force")
         assert done.returncode == 0, done.stderr
     lab = Lab("lab-cluster")

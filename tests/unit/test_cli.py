@@ -302,18 +302,8 @@ def test_an_interrupt_is_no_failure() -> None:
 
 
 def test_every_command_has_help(bramble: Run) -> None:
-    commands = [
-        "up",
-        "status",
-        "ask",
-        "demo",
-        "lab up",
-        "lab down",
-        "lab break",
-        "lab mend",
-        "model synth",
-        "model info",
-    ]
+    commands = ["up", "status", "ask", "demo", "lab up", "lab down", "lab break", "lab mend", "model synth"]
+    commands += ["model convert", "model info"]
     for command in commands:
         code, out, _ = bramble(*command.split(), "--help")
         assert code == 0, command
@@ -594,7 +584,7 @@ def test_the_demo_goes_through_its_steps_and_ends_with_where_to_reach_it(
     if model_is_there:
         (project / cli.DEMO_MODEL).parent.mkdir(parents=True)
         (project / cli.DEMO_MODEL).touch()
-        (project / cli.DEMO_MODEL).with_suffix(".json").touch()
+        (project / cli.DEMO_MODEL).with_suffix(".json").write_text('{"kv_heads": 3}')
 
     def run_playbook(name: str, **options: Any) -> RunResult:
         steps.append((name, options["inventory"]))

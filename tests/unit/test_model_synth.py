@@ -96,6 +96,32 @@ def test_output_head_is_its_own_tensor(tiny: SynthReport) -> None:
     assert "output.weight" in tensors(tiny.path)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_tied_model(tmp_path: Path, architecture: str) -> None:
+    report = make(tmp_path / "model.gguf", quantization="F32", architecture=architecture, tied=True)
+    values = tensors(report.model.path)
+    assert "output.weight" not in values
+    assert report.model.parameters == sum(value.size for value in values.values())
+    assert report.model.parameters == choose_shape(1_500_000, 1, architecture=architecture, tied=True).parameters
+    # Whichever text token was last, the bias channels are for text and against control tokens.
+    bias = values["token_embd.weight"][:, :BIAS_CHANNELS]
+    control = len(tokenizer.CONTROL_TOKENS)
+    assert (bias[control:] > 0).all()
+    assert (bias[:control] @ bias[control:].T < -15).all()
+    assert (values["output_norm.weight"][:BIAS_CHANNELS] == 1).all()
+
+
+def test_qwen3_has_norms_of_heads_whose_width_is_their_own(tmp_path: Path) -> None:
+    report = make(tmp_path / "model.gguf", quantization="F32", architecture="qwen3")
+    info, values = report.model, tensors(report.model.path)
+    assert (info.architecture, info.embedding, info.heads, info.kv_heads) == ("qwen3", 256, 4, 1)
+    assert values["blk.0.attn_q.weight"].shape == (512, 256)
+    assert values["blk.0.attn_output.weight"].shape == (256, 512)
+    assert values["blk.0.attn_q_norm.weight"].shape == values["blk.0.attn_k_norm.weight"].shape == (128,)
+    assert info.parameters == sum(value.size for value in values.values())
+    assert info.parameters == choose_shape(1_500_000, 1, architecture="qwen3").parameters
+
+
 def test_same_arguments_same_bytes(tmp_path: Path) -> None:
     reports = [make(tmp_path / name) for name in ("a.gguf", "b.gguf")]
     # Another process has other hash seeds and trains its own tokenizer.
@@ -114,6 +140,7 @@ def test_same_arguments_same_bytes(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"quantization": "Q4_K_M"}, "Q4_K_M cannot be made here; choose one of F32, .*Q8_0"),
+        ({"architecture": "gemma"}, "gemma cannot be made here; choose one of llama, qwen3"),
         ({"context": 0}, "context: must be 1 or more"),
         ({"layers": 0}, "layers: must be 1 or more"),
         ({"seed": -1}, "seed: must be 0 or more"),

@@ -27,7 +27,7 @@ BUILT_IN_GROUPS = frozenset({"all", "ungrouped"})
 FREE_PREFIX = "vault_"
 """Variables that no role reads: the secrets of an encrypted file, which the plain files refer to."""
 
-FROM_PLUGINS = frozenset({"measured"})
+FROM_PLUGINS = frozenset({"measured", "planned"})
 """Variables that nobody declares: the inventory plugin of the same name gives each host its records."""
 
 PLAYBOOK_OPTIONS: Mapping[str, Any] = {
@@ -35,6 +35,9 @@ PLAYBOOK_OPTIONS: Mapping[str, Any] = {
     "enroll_public_key": {"type": "path"},
 }
 """Variables of playbooks, not of roles: playbooks/enroll.yml."""
+
+PLANNED_GROUPS = ("dllama_api", "dllama_worker", "llama_server", "rpc_head", "rpc_worker")
+"""The groups that a plan puts hosts in."""
 
 MAX_RPC_WORKERS = 15
 """llama.cpp: `llama_max_devices()` is 16, and one of them is the head's own CPU."""
@@ -116,6 +119,7 @@ def problems(
         *_hosts_without_group(hosts, groups),
         *_topology(groups),
         *_hailo_versions(hosts, groups, specs),
+        *_planned(hosts, groups),
     ]
 
 
@@ -540,6 +544,25 @@ def _topology(groups: Groups) -> Iterator[str]:
         yield f"group gateway: holds {_join(gateways)}, but there is one address to ask: leave one of them here"
 
 
+def _planned(hosts: Hosts, groups: Groups) -> Iterator[str]:
+    """Where there is a plan, it alone says who runs which model (plugins/inventory/planned.py)."""
+    for group in PLANNED_GROUPS:
+        declared = [
+            host
+            for host in groups.get(group, ())
+            if hosts.get(host, {}).get("plan_models") and group not in _names(hosts[host].get("planned"))
+        ]
+        if declared:
+            yield (
+                f"group {group}: holds {_join(declared)} by hosts.yml, but plan_models is set, and the plan says who "
+                "runs which model: empty this group, or pin the model's nodes in plan_models, or remove plan_models"
+            )
+
+
+def _names(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else []
+
+
 def _hailo_versions(hosts: Hosts, groups: Groups, specs: Specs) -> Iterator[str]:
     """hailo-ollama is linked to one version of the driver's library, to the last digit (HailoRT checks it)."""
     for host in groups.get("hailo_ollama", ()):
@@ -562,8 +585,11 @@ def _layers(layers: Mapping[str, object], hosts: Hosts, groups: Groups) -> Itera
             yield f"{path} is for a host in neither rpc_head nor rpc_worker: add it to rpc_worker, or remove it here"
         if isinstance(count, str) and PLACEHOLDER in count:
             continue  # said already
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            yield f"{path} is {_describe(count)}, not a number of layers: write 1 or more, whole and without quotes"
+        least = 0 if host in groups.get("rpc_head", ()) else 1
+        if not isinstance(count, int) or isinstance(count, bool) or count < least:
+            yield (
+                f"{path} is {_describe(count)}, not a number of layers: write {least} or more, whole and without quotes"
+            )
     left_out = [host for host in taking_part if host not in layers]
     if layers and left_out:
         yield f"rpc_head_layers lacks {_join(left_out)}: give each host of rpc_head and rpc_worker some, or write {{}}"

@@ -24,8 +24,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from bramble.cli.convert import model_convert
 from bramble.cli.enroll import enroll
 from bramble.cli.image import image
+from bramble.plan.what_if import HELP as WHAT_IF
 from bramble.runner import RunnerError, RunResult, find_root, run_playbook
 
 LOCALHOST = ","  # An inventory without hosts: plays on implicit localhost, and the owner's inventory is not even read.
@@ -48,10 +50,10 @@ TAGS = (
     *("phase1", "step_1_1", "preflight", "os_base", "ssh_access", "cluster_network", "pi_firmware", "reboot"),
     *("step_1_2", "llama_cpp", "llama_server", "ollama", "step_1_3", "hailo", "hailo_ollama"),
     *("step_1_4", "benchmark", "node_bench", "net_bench", "report"),
-    *("phase2", "rpc_worker", "rpc_head", "phase3", "gateway"),
+    *("phase2", "plan", "rpc_worker", "rpc_head", "phase3", "gateway"),
 )
 # What lies in an inventory's directory and names no hosts.
-NO_HOSTS = ("group_vars", "host_vars", "measured", "measured.yml", "report")
+NO_HOSTS = ("group_vars", "host_vars", "measured", "measured.yml", "plan.json", "planned.yml", "report")
 PLACEHOLDER = re.compile(r"^[^#\n]*\bCHANGE_ME\b", re.MULTILINE)  # In a value, not in a comment.
 
 app = typer.Typer(
@@ -297,6 +299,45 @@ def report(
         raise CliError(str(error)) from error
 
 
+@app.command()
+def plan(
+    inventory: Inventory = DEFAULT_INVENTORY,
+    details: Annotated[
+        bool, typer.Option("--explain", help="Also memory, milliseconds, and what else there was and why not.")
+    ] = False,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option("--what-if", help=f"Change something first and compare; may be repeated. {WHAT_IF}"),
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Keep it as the inventory's plan.json, which the next run deploys.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which node runs which model, by what was measured. Connects to no node.
+
+    Exit code 0: each model of plan_models has a place. 1: one has none. 2: there is too little to plan from.
+    """
+    from bramble.cli.plan import PlanningError, show_plan
+
+    if what_if and write:
+        raise CliError("--what-if only looks: leave out --write.", 2)
+    root = find_root()
+    try:
+        good = show_plan(
+            root,
+            Path(inventory_path(root, inventory)),
+            details=details,
+            what_if=what_if or [],
+            write=write,
+            as_json=as_json,
+            console=stdout_console(),
+        )
+    except PlanningError as error:
+        raise CliError(str(error), 2) from error
+    raise typer.Exit(0 if good else 1)
+
+
 @lab_app.command("up")
 def lab_up(name: LabName = "lab", nodes: LabNodes = 3, verbose: Verbose = 0) -> None:
     """Boot the nodes and write their inventory."""
@@ -344,6 +385,8 @@ def model_synth(
     quantization: Annotated[str, typer.Option("--quantization", help="The weights' type.")] = "Q8_0",
     context: Annotated[int, typer.Option("--context", min=1, help="Context length in tokens.")] = 4096,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same file.")] = 0,
+    architecture: Annotated[str, typer.Option("--architecture", help="llama or qwen3.")] = "llama",
+    tied: Annotated[bool, typer.Option("--tied", help="The embedding serves as output matrix too.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Make a stand-in model: real format and tokenizer, RANDOM weights. Its answers are noise."""
@@ -355,6 +398,8 @@ def model_synth(
         quantization=quantization,
         context=context,
         seed=seed,
+        architecture=architecture,
+        tied=tied,
         overwrite=force,
     )
 
@@ -377,7 +422,7 @@ def demo(name: LabName = "lab", nodes: DemoNodes = 3, verbose: Verbose = 0) -> N
     heading(f"1/5  Boot the lab: {nodes} nodes")
     play_lab("lab_up", name, {"lab_nodes": nodes}, verbosity=verbose)
     heading("2/5  Make a stand-in model")
-    if (root / DEMO_MODEL).exists() and (root / DEMO_MODEL).with_suffix(".json").exists():
+    if is_whole(root / DEMO_MODEL):
         print(f"{DEMO_MODEL} is there. Its weights are random: what it answers is noise.", flush=True)
     else:
         synthesize_model(
@@ -414,6 +459,7 @@ def demo(name: LabName = "lab", nodes: DemoNodes = 3, verbose: Verbose = 0) -> N
     raise typer.Exit(0 if report["ok"] else 1)
 
 
+model_app.command("convert")(model_convert)
 app.command()(enroll)
 app.command()(image)
 
@@ -449,6 +495,14 @@ def show(report: dict[str, Any]) -> None:
     console.print(render(report))
     console.print()
     console.print(render_verdict(report), soft_wrap=True)
+
+
+def is_whole(model: Path) -> bool:
+    """Whether the stand-in model is there, with an entry for the catalogue that tells all that is read of it today."""
+    try:
+        return model.exists() and "kv_heads" in json.loads(model.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def heading(text: str) -> None:
@@ -681,6 +735,8 @@ def synthesize_model(
     context: int,
     seed: int,
     overwrite: bool,
+    architecture: str = "llama",
+    tied: bool = False,
 ) -> None:
     """Write a stand-in model and say what it is."""
     from bramble.model import SynthError, catalogue_fields, parse_parameters, synthesize
@@ -695,6 +751,8 @@ def synthesize_model(
             context=context,
             seed=seed,
             name=name,
+            architecture=architecture,
+            tied=tied,
             overwrite=overwrite,
         )
     except SynthError as error:

@@ -335,7 +335,7 @@ def _plan(
     if weights == "q40" and coarse and not requantize:
         raise GgufError(
             f"{file.path}: {_counted(coarse)}; a .m file has none of these, and to quantize them a second time costs "
-            "quality. Get the same model as Q4_0 (copied as it is), Q8_0 or F16, or ask to requantize"
+            "quality. Get the same model as Q4_0 (copied as it is), Q8_0 or F16, or ask to requantize it"
         )
     return plan, tensors
 

@@ -18,7 +18,7 @@ SCHEMA = 1
 SMALLEST, LARGEST = 1e-12, 1e18
 """Between these lies the size of each figure that is not 0, so that none becomes infinite in a quotient."""
 
-type Kind = Literal["llama_bench", "http_generate", "net_pair", "quality", "perplexity"]
+type Kind = Literal["llama_bench", "http_generate", "net_pair", "quality", "perplexity", "memory"]
 
 KINDS: tuple[str, ...] = get_args(Kind.__value__)
 
@@ -28,6 +28,7 @@ PARAMS: Mapping[str, tuple[str, ...]] = {
     "net_pair": ("peer", "peer_address", "seconds"),
     "quality": ("exam", "items", "api"),
     "perplexity": ("corpus", "context", "chunks"),
+    "memory": (),
 }
 """The parameters that each kind must tell. It may tell more."""
 
