@@ -368,12 +368,17 @@ def run_dllama(case: Case, path: Path, shape: ModelShape, program: Path, directo
     report.model.path.unlink()
     needs = memory.dllama_root(shape, 2, context=case.context), memory.dllama_worker(shape, 2, context=case.context)
     rows: list[Row] = []
-    for process, need, seen in zip(("root", "worker"), needs, zip(*samples, strict=True), strict=True):
-        # It maps its file while it loads, and takes itself apart before it ends; between, everything is there.
-        file = min(sample.resident - sample.anonymous for sample in seen)
-        most = max(sample.anonymous for sample in seen)
-        steady = statistics.median(sample.anonymous for sample in seen if sample.anonymous > 0.8 * most)
-        rows.append((case.name, f"dllama {process} of 2", need, Seen(int(steady) + file, int(steady), most + file)))
+    most = max(root.anonymous for root, _ in samples)
+    loaded = [pair for pair in samples if pair[0].anonymous > 0.9 * most]
+    # The root maps its file while it loads: after that, both are as they serve.
+    of_program = min(root.resident - root.anonymous for root, _ in loaded)
+    serving = [pair for pair in loaded if pair[0].resident - pair[0].anonymous < of_program + memory.MIB]
+    for i, (name, need) in enumerate(zip(("root", "worker"), needs, strict=True)):
+        steady = int(statistics.median(pair[i].anonymous for pair in serving))
+        file = statistics.median(pair[i].resident - pair[i].anonymous for pair in serving)
+        peak = max(pair[i].anonymous for pair in samples)
+        seen = Seen(steady + int(file), steady, peak + int(file))
+        rows.append((case.name, f"dllama {name} of 2", need, seen))
     return rows
 
 
