@@ -424,7 +424,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     result = RESULTS / f"memory-{began:%Y%m%dT%H%M%SZ}.txt"
     head = [f"{began:%Y-%m-%dT%H:%M:%SZ}, {programs.build}, dllama {DLLAMA_COMMIT if dllama else 'not there'}"]
-    head += [f"{platform.machine()}, {os.cpu_count()} cores, {platform.release()}. Predicted/measured, MiB.", ""]
+    head += [f"{platform.machine()}, {os.cpu_count()} cores. Predicted/measured, MiB.", ""]
     result.write_text("\n".join([*head, *table(rows), "", *lines]) + "\n")
     print(result)
 
