@@ -4,7 +4,8 @@
 
 Makes models with random weights, runs the real llama-server alone and as head of one or two ggml-rpc-servers, with the
 command lines of roles/llama_service and roles/rpc_worker, and dllama with one worker. Each gets one long prompt; then
-/proc/PID/status says what is resident.
+/proc/PID/status says what is resident. Steady is that without those pages of the mapped model that another prompt does
+not use. Of dllama's root the mapped file, which only loading needs, is left out.
 
 Needs a build in ~/.cache/bramble/llama.cpp, which the lab makes. If that was made for a newer C library than this
 machine's, the lab's image lends its own. dllama comes from ~/.cache/bramble/distributed-llama/<commit>/, or is built
@@ -19,6 +20,7 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -40,7 +42,7 @@ CACHE = Path("~/.cache/bramble").expanduser()
 RESULTS = Path(__file__).parent / "results"
 DLLAMA_COMMIT = "8d624a7b1f9acc0855d71a32519b22fe51e0bd86"
 HEAD_PORT, WORKER_PORT, DLLAMA_PORT = 18480, 18490, 18500
-LONGEST_PROMPT = 1024
+LONGEST_PROMPT = 768
 REPACKED = memory.REPACKED_ON_AVX2 if platform.machine() == "x86_64" else memory.REPACKED_ON_PI5
 
 
@@ -67,7 +69,6 @@ CASES = (
     Case("200m-q4", "200M", 16, "Q4_0", 4096, 1, (4, 6, 6)),
     Case("300m-q8", "300M", 24, "Q8_0", 2048, 4, (6, 9, 9)),
     Case("400m-q4", "400M", 8, "Q4_0", 8192, 1, (3, 5)),
-    Case("400m-f16", "400M", 20, "F16", 512, 4, (10, 10)),
     Case("qwen3-200m-q8", "200M", 10, "Q8_0", 4096, 2, (4, 6), "qwen3", True),
     Case("200m-q4km-128k", "200M", 12, "Q4_K_M", 1024, 1, (6, 6), vocabulary=128256),
     Case("100m-q4-128k-tied", "100M", 8, "Q4_0", 1024, 2, (4, 4), tied=True, vocabulary=128256),
@@ -211,12 +212,12 @@ def widen(path: Path, vocabulary: int) -> Path:
 
 @dataclass(frozen=True)
 class Seen:
-    """Bytes of a process: in all, anonymous, at most, and what it used of mapped files when it was asked again."""
+    """Bytes of a process: in all, anonymous, at most, and of the mapped model what it did not use when asked again."""
 
     resident: int
     anonymous: int
     peak: int
-    used_of_files: int = 0
+    unused: int = 0
 
 
 def look(process: subprocess.Popen[bytes]) -> Seen:
@@ -229,15 +230,15 @@ def forget_uses(process: subprocess.Popen[bytes]) -> None:
     Path(f"/proc/{process.pid}/clear_refs").write_text("1\n")
 
 
-def used_of_files(process: subprocess.Popen[bytes]) -> int:
-    """Bytes of pages of files that were used since `forget_uses`."""
-    used, file = 0, False
+def unused(process: subprocess.Popen[bytes], path: Path) -> int:
+    """Bytes of the mapped `path` that are resident and were not used since `forget_uses`."""
+    found, model = 0, False
     for line in Path(f"/proc/{process.pid}/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            file = "/" in line.split(maxsplit=5)[-1]
-        elif file and line.startswith("Referenced:"):
-            used += int(line.split()[1]) * 1024
-    return used
+            model = line.endswith(str(path))
+        elif model and line.startswith(("Rss:", "Referenced:")):
+            found += int(line.split()[1]) * 1024 * (1 if line.startswith("Rss:") else -1)
+    return found
 
 
 @contextlib.contextmanager
@@ -282,8 +283,8 @@ def wait_for_server(process: subprocess.Popen[bytes]) -> None:
     sys.exit("llama-server did not load the model.")
 
 
-def prompt(case: Case, vocabulary: int) -> None:
-    tokens = min(case.context - 16, LONGEST_PROMPT)
+def prompt(case: Case, vocabulary: int, longest: int = LONGEST_PROMPT) -> None:
+    tokens = min(case.context - 16, longest)
     body = {"prompt": [256 + i * 37 % (vocabulary - 256) for i in range(tokens)], "n_predict": 8, "temperature": 0.0}
     request = urllib.request.Request(
         f"http://127.0.0.1:{HEAD_PORT}/completion",
@@ -316,8 +317,8 @@ def run_llama(
         prompt(case, shape.vocabulary)
         seen = look(server)
         forget_uses(server)
-        prompt(case, shape.vocabulary)
-        seen = replace(seen, used_of_files=used_of_files(server))
+        prompt(case, shape.vocabulary, 64)
+        seen = replace(seen, unused=unused(server, path))
     need = memory.llama_server(shape, range(case.layers), context=context, slots=slots, remote=False, repacked=REPACKED)
     rows.append((case.name, "llama-server alone", need, seen))
     lines = [f"{case.name} alone: {line}" for line in buffers(log)]
@@ -348,39 +349,48 @@ def run_dllama(case: Case, path: Path, shape: ModelShape, program: Path, directo
     report = convert(path, directory, requantize=True, overwrite=True)
     worker_command = ["nice", "-n", "10", program, "worker", "--port", DLLAMA_PORT, "--nthreads", 1]
     root_command = ["nice", "-n", "10", program, "inference", "--model", report.model.path]
-    root_command += ["--tokenizer", report.tokenizer.path, "--prompt", "the bramble and the network " * 20]
-    root_command += ["--steps", min(case.context, 256), "--buffer-float-type", "q80", "--max-seq-len", case.context]
+    root_command += ["--tokenizer", report.tokenizer.path, "--prompt", "the bramble and the network " * 10]
+    root_command += ["--steps", min(case.context, 160), "--buffer-float-type", "q80", "--max-seq-len", case.context]
     root_command += ["--nthreads", 1, "--workers", f"127.0.0.1:{DLLAMA_PORT}"]
-    seen: dict[str, Seen] = {}
+    samples: list[tuple[Seen, Seen]] = []
     with running([str(item) for item in worker_command], directory / "dllama-worker.log") as worker:
         time.sleep(1)
         with running([str(item) for item in root_command], directory / "dllama-root.log") as root:
             end = time.monotonic() + 120
             while root.poll() is None and time.monotonic() < end:
                 with contextlib.suppress(OSError, KeyError):
-                    seen = {"root": look(root), "worker": look(worker)}
+                    samples.append((look(root), look(worker)))
                 time.sleep(0.02)
             if root.poll() != 0:
                 sys.exit(
                     f"dllama ended badly:\n{(directory / 'dllama-root.log').read_text('utf-8', 'replace')[-2000:]}"
                 )
     report.model.path.unlink()
-    return [
-        (case.name, "dllama root of 2", memory.dllama_root(shape, 2, context=case.context), seen["root"]),
-        (case.name, "dllama worker of 2", memory.dllama_worker(shape, 2, context=case.context), seen["worker"]),
-    ]
+    needs = memory.dllama_root(shape, 2, context=case.context), memory.dllama_worker(shape, 2, context=case.context)
+    rows: list[Row] = []
+    most = max(root.anonymous for root, _ in samples)
+    loaded = [pair for pair in samples if pair[0].anonymous > 0.9 * most]
+    # The root maps its file while it loads: after that, both are as they serve.
+    of_program = min(root.resident - root.anonymous for root, _ in loaded)
+    serving = [pair for pair in loaded if pair[0].resident - pair[0].anonymous < of_program + memory.MIB]
+    for i, (name, need) in enumerate(zip(("root", "worker"), needs, strict=True)):
+        steady = int(statistics.median(pair[i].anonymous for pair in serving))
+        file = statistics.median(pair[i].resident - pair[i].anonymous for pair in serving)
+        peak = max(pair[i].anonymous for pair in samples)
+        seen = Seen(steady + int(file), steady, peak + int(file))
+        rows.append((case.name, f"dllama {name} of 2", need, seen))
+    return rows
 
 
 def table(rows: list[Row]) -> Iterator[str]:
     columns = "".join(f" {name:>17} {'ratio':>6}" for name in ("resident", "steady", "peak"))
     yield f"{'model':<18} {'process':<19}{columns}"
     for model, process, need, seen in rows:
-        needed = seen.anonymous + seen.used_of_files if seen.used_of_files else seen.resident
         yield f"{model:<18} {process:<19}" + "".join(
             f" {predicted / memory.MIB:>8.1f}/{measured / memory.MIB:>8.1f} {predicted / measured:>6.3f}"
             for predicted, measured in (
                 (need.resident, seen.resident),
-                (need.steady, needed),
+                (need.steady, seen.resident - seen.unused),
                 (max(need.peak, need.resident), seen.peak),
             )
         )
@@ -414,7 +424,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     result = RESULTS / f"memory-{began:%Y%m%dT%H%M%SZ}.txt"
     head = [f"{began:%Y-%m-%dT%H:%M:%SZ}, {programs.build}, dllama {DLLAMA_COMMIT if dllama else 'not there'}"]
-    head += [f"{platform.machine()}, {os.cpu_count()} cores, {platform.release()}. Predicted/measured, MiB.", ""]
+    head += [f"{platform.machine()}, {os.cpu_count()} cores. Predicted/measured, MiB.", ""]
     result.write_text("\n".join([*head, *table(rows), "", *lines]) + "\n")
     print(result)
 

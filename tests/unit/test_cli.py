@@ -303,7 +303,7 @@ def test_an_interrupt_is_no_failure() -> None:
 
 def test_every_command_has_help(bramble: Run) -> None:
     commands = ["up", "status", "ask", "demo", "lab up", "lab down", "lab break", "lab mend", "model synth"]
-    commands += ["model convert"]
+    commands += ["model convert", "model info"]
     for command in commands:
         code, out, _ = bramble(*command.split(), "--help")
         assert code == 0, command
@@ -617,3 +617,41 @@ def test_the_demo_goes_through_its_steps_and_ends_with_where_to_reach_it(
 
 
 LAYERS = [{"host": "pi1", "layers": 7, "bytes": 1}, {"host": "pi2", "layers": 5, "bytes": 1}]
+
+
+def test_a_stand_in_says_what_planning_needs_and_info_says_the_same(bramble: Run, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    code, _, err = bramble("model", "synth", "-o", str(path), "--size", "3M", "--layers", "2", "--quantization", "Q4_0")
+    assert (code, err) == (0, "")
+    entry = json.loads(path.with_suffix(".json").read_text())
+    code, out, _ = bramble("model", "info", str(path), "--json")
+    assert code == 0
+    shape = json.loads(out)
+    for key in (
+        "layers",
+        "embedding",
+        "feed_forward",
+        "heads",
+        "kv_heads",
+        "key_length",
+        "vocabulary",
+        "tied",
+        "bytes",
+    ):
+        assert entry[key] == shape[key]
+    assert entry["family"] == shape["architecture"]
+
+    code, out, _ = bramble("model", "info", str(path))
+    assert code == 0
+    assert f"output matrix {shape['output_bytes'] / 1e6:.1f}" in " ".join(out.split())
+    told = dict(line.strip().split(": ", 1) for line in out.split("model_store_catalogue:")[1].splitlines() if line)
+    assert {key: json.loads(value) for key, value in told.items()} == {
+        key: value for key, value in entry.items() if key not in ("file", "sha256")
+    }
+
+
+def test_info_of_what_is_no_model(bramble: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.gguf").write_text("text")
+    code, out, err = bramble("model", "info", str(tmp_path / "text.gguf"))
+    assert (code, out) == (1, "")
+    assert err.startswith(f"bramble: {tmp_path}/text.gguf: not a whole GGUF file")

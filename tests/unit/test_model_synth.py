@@ -99,7 +99,7 @@ def test_output_head_is_its_own_tensor(tiny: SynthReport) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 def test_tied_model(tmp_path: Path, architecture: str) -> None:
     report = make(tmp_path / "model.gguf", quantization="F32", architecture=architecture, tied=True)
-    values = tensors(report.model.path)
+    values = tensors(report.path)
     assert "output.weight" not in values
     assert report.model.parameters == sum(value.size for value in values.values())
     assert report.model.parameters == choose_shape(1_500_000, 1, architecture=architecture, tied=True).parameters
@@ -113,7 +113,7 @@ def test_tied_model(tmp_path: Path, architecture: str) -> None:
 
 def test_qwen3_has_norms_of_heads_whose_width_is_their_own(tmp_path: Path) -> None:
     report = make(tmp_path / "model.gguf", quantization="F32", architecture="qwen3")
-    info, values = report.model, tensors(report.model.path)
+    info, values = report.model, tensors(report.path)
     assert (info.architecture, info.embedding, info.heads, info.kv_heads) == ("qwen3", 256, 4, 1)
     assert values["blk.0.attn_q.weight"].shape == (512, 256)
     assert values["blk.0.attn_output.weight"].shape == (256, 512)

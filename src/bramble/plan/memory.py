@@ -48,9 +48,10 @@ class Need:
         kv: the KV cache, whole from the start.
         compute: buffers of the computation.
         process: program, threads, vocabulary, what malloc keeps.
-        loading: on top of the rest, for a moment, while loading.
-        reclaimable: pages of the model's file that only loading needed. They count as resident until the kernel wants
-            them back, and then cost nothing; nobody must plan for them.
+        loading: on top of the rest, for a moment, mostly while loading.
+        reclaimable: pages of the model's file that are read once, or by rows: originals of what was copied into another
+            order, the input embedding. They count as resident until the kernel wants them back; nobody must plan for
+            them.
     """
 
     weights: int
@@ -103,22 +104,24 @@ def llama_server(
         ValueError: layers that the model has not, no slot, no token of context.
     """
     _check(shape, own_layers, context, slots)
-    embedding_type = _embedding_type(shape)
     # A tied embedding is looked up by rows and multiplied with as output; only the second use can be repacked.
-    twice = shape.embedding_bytes if output_here and shape.tied and embedding_type in repacked else 0
-    output = (shape.output_bytes if not shape.tied else 0) if output_here else 0
+    embedding_copied = output_here and shape.tied and _embedding_type(shape) in repacked
+    head = shape.head_bytes if output_here else 0
     own = sum(shape.layer_bytes[own_layers.start : own_layers.stop])
-    weights = own + shape.embedding_bytes + shape.other_bytes + output + twice
+    weights = own + head + shape.other_bytes
+    # What is only looked up by rows. In a mapped file that needs no memory of its own.
+    rows_only = 0 if shape.tied and output_here and not embedding_copied else shape.embedding_bytes
     kv = _kv(shape, len(own_layers), context, slots, cache_type)
     rows = _rows(ubatch, batch, context, slots)
     compute = slots * shape.vocabulary * 4
-    compute += rows * 4 * (3 * _inner(shape) + 4 * _width(shape)) if len(own_layers) else 2 * rows * 4 * shape.embedding
+    compute += rows * 4 * (_widths(shape, streams=4) if len(own_layers) else 2 * shape.embedding)
     compute += _mask(rows, context) + _work(shape, rows)
     process = _SERVER_PROGRAM + _SERVER_HEAP + shape.layers * _LAYER_GRAPH_BYTES
     process += shape.vocabulary * (_TOKEN_BYTES + slots * _CANDIDATE_BYTES)
     if not remote:
         copied = sum(stored for name, stored in shape.type_bytes if name in repacked)
-        return Need(weights, kv, compute, process, reclaimable=copied)
+        return Need(weights, kv, compute, process, reclaimable=copied + rows_only)
+    weights += rows_only
     # Each tensor that goes to a worker is read into one block and put into a message in another
     # (src/llama-model-loader.cpp, `read_buf`; ggml-rpc.cpp, `serialize_set_tensor`).
     largest = largest_layer_tensor(shape)
@@ -146,20 +149,23 @@ def rpc_worker(
     weights = sum(shape.layer_bytes[layers.start : layers.stop])
     kv = _kv(shape, len(layers), context, slots, cache_type)
     rows = _rows(ubatch, batch, context, slots)
-    inner, width = _inner(shape), _width(shape)
     # The model's last layer computes its feed-forward part only for the rows that give an output.
     alone = len(layers) == 1 and layers.stop == shape.layers
-    buffers = rows * 4 * (4 * width if alone else 3 * inner + 2 * width) + _mask(rows, context)
+    buffers = rows * 4 * (4 * shape.embedding if alone else _widths(shape, streams=2)) + _mask(rows, context)
     work = _work(shape, rows)
-    # Each tensor arrives in a block of its own before it is copied to its place (ggml-rpc.cpp, `recv_msg`). What malloc
-    # keeps of that is used again by later blocks that are no larger.
+    # Each tensor arrives in a block of its own before it is copied to its place (ggml-rpc.cpp, `recv_msg`), a batch's
+    # activations too. What malloc keeps of that is used again by later blocks that are no larger.
+    message = rows * 4 * shape.embedding
     largest = largest_layer_tensor(shape)
     kept = 0
     if largest <= _KEPT_BLOCK:
-        kept = max(0, largest - sum(block for block in (kv, buffers, work) if block <= largest))
+        kept = max(0, largest - sum(block for block in (kv, buffers, work, message) if block <= largest))
     staged = largest if largest > _KEPT_BLOCK else 0
-    process = _WORKER_PROGRAM + _WORKER_HEAP + kept
-    return Need(weights, kv, buffers + work, process, loading=max(0, staged - kv - buffers - work))
+    compute = buffers + work + message
+    # Seen with mixtures only: for a moment of each prompt, all experts' results once more.
+    moment = rows * 4 * shape.experts_used * shape.embedding
+    loading = max(moment, staged - kv - compute)
+    return Need(weights, kv, compute, _WORKER_PROGRAM + _WORKER_HEAP + kept, loading=loading)
 
 
 def dllama_root(shape: ModelShape, nodes: int, *, context: int) -> Need:
@@ -186,10 +192,7 @@ def largest_layer_tensor(shape: ModelShape) -> int:
     """Bytes of the largest tensor of any layer, as far as the shape tells: by the type with the most bytes a weight."""
     widest = max(shape.feed_forward, shape.heads * shape.key_length)
     weights = max(shape.embedding * widest, shape.experts * shape.embedding * shape.feed_forward)
-    density = max(
-        (_TYPE_BYTES.get(name, 2.0) for name, _ in shape.type_bytes),
-        default=max(shape.layer_bytes) / max(shape.layer_parameters),
-    )
+    density = max(_TYPE_BYTES.get(name, 2.0) for name in _main_types(shape))
     return min(int(weights * density), shape.largest_tensor_bytes)
 
 
@@ -237,9 +240,18 @@ def _inner(shape: ModelShape) -> int:
     return shape.feed_forward * max(1, shape.experts_used)
 
 
-def _width(shape: ModelShape) -> int:
-    """The wider of the residual stream and one token's queries."""
-    return max(shape.embedding, shape.heads * shape.key_length)
+def _widths(shape: ModelShape, streams: int) -> int:
+    """Values that the allocator sets aside for one token in the widest part of a layer, the feed-forward one.
+
+    Its graph holds gate, up and their product, and the residual stream `streams` times: before, after, normalized; in a
+    mixture also the result of each expert, and that times its weight (src/llama-graph.cpp, `build_ffn` and
+    `build_moe_ffn`). ggml reuses what is free where it fits, so that these are the logged sizes of dense models whose
+    feed-forward part is at least three times as wide as the stream. Of narrower ones and of mixtures it takes less.
+    """
+    dense = 3 * _inner(shape) + streams * shape.embedding
+    if not shape.experts:
+        return dense
+    return max(dense, 2 * (shape.experts_used * shape.embedding + _inner(shape) + shape.embedding))
 
 
 def _kv(shape: ModelShape, layers: int, context: int, slots: int, cache_type: str) -> int:
@@ -260,8 +272,16 @@ def _work(shape: ModelShape, rows: int) -> int:
 
     That is F16 for a matrix of F16, else blocks of 8 bits: at most 292 bytes for 256 values.
     """
-    wide = any(name in ("F32", "F16", "BF16") for name, _ in shape.type_bytes)
-    return int(rows * max(_inner(shape), _width(shape)) * (2.0 if wide else 292 / 256))
+    wide = any(name in ("F32", "F16", "BF16") for name in _main_types(shape))
+    values = max(_inner(shape), shape.embedding, shape.heads * shape.value_length)
+    places = shape.experts * shape.experts_used * 8  # For each expert, which rows are its own.
+    return int(rows * (values * (2.0 if wide else 292 / 256) + places))
+
+
+def _main_types(shape: ModelShape) -> list[str]:
+    """The types of the layers' large matrices: not that of a mixture's gates, which are F32 and small."""
+    all_bytes = sum(size for _, size in shape.type_bytes)
+    return [name for name, size in shape.type_bytes if size * 50 >= all_bytes] or ["F32"]
 
 
 def _embedding_type(shape: ModelShape) -> str:
