@@ -16,9 +16,8 @@ from lab import ROOT, Lab, recap
 
 pytestmark = pytest.mark.lab
 MODEL = "bramble-synth"
-# Bytes that the nodes may use. The model's file has 67 MB; the head also needs 31 MB for itself, a worker 22.
+# Bytes that the nodes may use. The model's file has 67 MB, its cache 19; the head also needs some 40 for itself.
 ROOM = {"pi1": 80_000_000, "pi2": 60_000_000, "pi3": 40_000_000}
-SPLIT = {"pi1": 5, "pi2": 5, "pi3": 2}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,8 @@ def write(lab: Lab, room: dict[str, int], **wish: Any) -> None:
     for host, memory in room.items():
         groups["cluster"]["hosts"][host]["plan_memory_bytes"] = memory
     hosts["all"]["vars"] = {
-        "plan_models": [{"model": MODEL, "context": 2048, **wish}],
+        # The gateway knows the head's address by phase 3, which these tests do not run.
+        "plan_models": [{"model": MODEL, "context": 2048, "head": "pi1", **wish}],
         "plan_headroom": 0,
         "plan_reserved_bytes": 1,
     }
@@ -107,10 +107,13 @@ def test_a_model_larger_than_any_node_is_placed_and_served(planned: Lab, url: st
     assert with_plan.returncode == 0, with_plan.stdout[-3000:]
     plan = plan_of(planned)
     assert plan["placement"] == "rpc"
-    assert plan["layers"] == SPLIT
-    assert max(ROOM.values()) < entry["bytes"] * 1.2
+    assert plan["head"] == "pi1"
+    assert set(plan["layers"]) == set(ROOM)
+    assert sum(plan["layers"].values()) == 12
+    assert plan["layers"]["pi3"] < plan["layers"]["pi2"]
     assert all(part["needed"] <= part["usable"] <= ROOM[host] for host, part in plan["memory"].items())
-    assert layers(planned) == SPLIT
+    assert max(ROOM.values()) < entry["bytes"] + 19_000_000
+    assert layers(planned) == plan["layers"]
     asker = Asker(url)
     asker.ask()
     code, _, text = asker.answers[0]
@@ -118,13 +121,15 @@ def test_a_model_larger_than_any_node_is_placed_and_served(planned: Lab, url: st
     assert json.loads(text)["done"] is True
 
 
-def test_what_each_node_holds_is_what_was_planned(planned: Lab) -> None:
+def test_no_node_holds_more_than_was_planned(planned: Lab) -> None:
     units = {"pi1": "llama-server", "pi2": "ggml-rpc-server", "pi3": "ggml-rpc-server"}
     for host, program in units.items():
-        status = f"/proc/$(pgrep -x {program[:15]})/status"
-        held = planned.shell(host, f"awk '/^VmHWM/ {{ print $2 * 1024 }}' {status}").stdout
+        find = f"grep --files-with-matches --line-regexp {program} /proc/[0-9]*/comm | head -n 1"
+        kilobytes = planned.shell(host, f"awk '/^VmHWM/ {{ print $2 }}' $(dirname $({find}))/status").stdout
+        held = int(kilobytes) * 1024
         needed = plan_of(planned)["memory"][host]["needed"]
-        assert 0.7 * needed < int(held) < 1.15 * needed, f"{host}: {held} of {needed}"
+        # Less where no long prompt has come yet: a buffer that nothing was written to is no memory.
+        assert 0.4 * needed < held < 1.05 * needed, f"{host}: {held} of {needed}"
 
 
 def test_the_second_run_changes_nothing(planned: Lab) -> None:
@@ -152,7 +157,7 @@ def test_a_new_plan_moves_only_what_it_must_and_loses_no_request(planned: Lab, u
         host: planned.shell(host, f"systemctl show --property ActiveEnterTimestampMonotonic {unit}").stdout
         for host, unit in (("pi1", "bramble-gateway"), ("pi2", "bramble-rpc-worker"))
     }
-    write(planned, {**ROOM, "pi2": 100_000_000})
+    write(planned, {**ROOM, "pi2": 100_000_000}, nodes=["pi1", "pi2"])
     asker = Asker(url)
     asker.start()
     moved = planned.play("playbooks/phase2_distributed.yml")
