@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,26 @@ def catalogue_entry(hostvars: Mapping[str, Any], host: str, model: str) -> dict[
     return {**catalogue[model], "name": model, "path": path}
 
 
+def dllama_model(file: str) -> dict[str, Any]:
+    """What dllama_api_model_entry is of files that `bramble model convert` wrote: from the .dllama.json beside them."""
+    path = Path(file)
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        files = {
+            f"{kind}_{name}": str(path.absolute().parent / value) if name == "path" else value
+            for kind in ("model", "tokenizer")
+            for name, value in {**{k: about[kind][k] for k in ("sha256", "bytes")}, "path": about[kind]["file"]}.items()
+        }
+        return {**files, **{key: about[key] for key in ("name", "kv_heads", "context")}}
+    except OSError as error:
+        raise AnsibleFilterError(f"dllama_model: {file}: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise AnsibleFilterError(
+            f"dllama_model: {file} is not what bramble model convert writes ({type(error).__name__}: {error}): "
+            "make it anew"
+        ) from error
+
+
 def backends(hosts: Sequence[str], role: str, hostvars: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What a gateway routes to: each host that serves a model with a role (src/bramble/gateway/config.py)."""
     found = []
@@ -386,6 +407,7 @@ class FilterModule:
             "backends": backends,
             "build_host": build_host,
             "catalogue_entry": catalogue_entry,
+            "dllama_model": dllama_model,
             "endpoints": endpoints,
             "even_layers": even_layers,
             "exam_name": exam_name,

@@ -328,6 +328,11 @@ STRUCTURES: list[tuple[str, Callable[[Inventory], object], str]] = [
         _dllama(2, tokenizer_path="tiny.t"),
         'd0: dllama_api_model_entry.tokenizer_path is the text "tiny.t", not an absolute path',
     ),
+    (
+        "no heads",
+        _dllama(2, kv_heads=0),
+        "d0: dllama_api_model_entry.kv_heads is 0, which is too small: write 1 or more",
+    ),
     ("an empty file", _dllama(2, model_bytes=0), "d0: dllama_api_model_entry.model_bytes is 0, which is too small"),
     (
         "no checksum",

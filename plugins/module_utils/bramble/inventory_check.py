@@ -438,7 +438,11 @@ def _dllama_model(
             yield _Finding(name, text, place)
     nodes = len({*groups.get("dllama_api", ()), *groups.get("dllama_worker", ())})
     heads = entry.get("kv_heads")
-    if isinstance(heads, int) and _is_int(heads) and nodes in DLLAMA_NODES and heads < nodes:
+    if not isinstance(heads, int) or not _is_int(heads):
+        return  # said already
+    if heads < 1:
+        yield _Finding(name, f"{name}.kv_heads is {heads}, which is too small: write 1 or more", place)
+    elif nodes in DLLAMA_NODES and heads < nodes:
         text = (
             f"{name}.kv_heads is {heads}, but dllama_api and dllama_worker hold {nodes} hosts, each of which needs at "
             "least one: take hosts out of dllama_worker, or another model"

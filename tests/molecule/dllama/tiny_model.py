@@ -59,7 +59,7 @@ def tokenizer() -> bytes:
 def main() -> None:
     output = Path(sys.argv[1])
     output.parent.mkdir(parents=True, exist_ok=True)
-    about: dict[str, object] = {"name": output.name, "kv_heads": KV_HEADS}
+    about: dict[str, object] = {"name": output.name, "kv_heads": KV_HEADS, "context": CONTEXT}
     for kind, suffix, content in (("model", ".m", model(random.Random(1))), ("tokenizer", ".t", tokenizer())):
         path = output.with_name(output.name + suffix)
         path.write_bytes(content)
