@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds distributed-llama in DIR from DIR/source.tar.gz, checks the binaries and packs them into DIR/build.tar.gz.
-# Usage: build.sh DIR RECIPE_JSON JOBS, with CROSS, PROCESSOR, FLAGS and TARGETS in the environment.
+# Usage: build.sh DIR RECIPE_JSON JOBS, with PROCESSOR, FLAGS and TARGETS in the environment.
 set -eu
 dir=$1 recipe=$2 jobs=$3
 cd "$dir"
@@ -8,7 +8,6 @@ cd "$dir"
 exec 9>lock
 flock 9
 
-command -v "${CROSS}g++" >/dev/null || { echo "no ${CROSS}g++ here: install it (Debian: g++-$(echo "${CROSS%-}" | tr _ -))" >&2; exit 1; }
 if ! [ -d source ]; then
     rm -rf source.part
     mkdir source.part
@@ -17,22 +16,22 @@ if ! [ -d source ]; then
 fi
 [ "$jobs" -gt 0 ] || jobs=$(nproc)
 # shellcheck disable=SC2086 # a list of words
-"${CROSS}g++" $FLAGS -c keepalive.cpp -o keepalive.o
+g++ $FLAGS -c keepalive.cpp -o keepalive.o
 # CXXFLAGS of one's own: the Makefile's say -march=native, which runs on the node that compiled it and on its like.
 # shellcheck disable=SC2086 # a list of words
-nice make -C source -j "$jobs" CXX="${CROSS}g++" CXXFLAGS="$FLAGS" LIBS="-lpthread $PWD/keepalive.o -Wl,--wrap=accept,--wrap=connect" \
+nice make -C source -j "$jobs" CXX=g++ CXXFLAGS="$FLAGS" LIBS="-lpthread $PWD/keepalive.o -Wl,--wrap=accept,--wrap=connect" \
     $TARGETS >build.log 2>&1 || { grep -m 20 -E 'error|Error|Killed' build.log >&2 || tail -n 20 build.log >&2; exit 1; }
 
 rm -rf release
 mkdir -p release/bin
 checksums=
 for target in $TARGETS; do
-    "${CROSS}strip" -o "release/bin/$target" "source/$target"
+    strip -o "release/bin/$target" "source/$target"
     checksums="$checksums${checksums:+, }\"$target\": \"$(sha256sum "release/bin/$target" | cut -d' ' -f1)\""
 done
 
 # Each binary must use the instructions of the processor that was named, and none beyond. Without dot products it is several times slower.
-count() { "${CROSS}objdump" --disassemble --no-show-raw-insn "$2" | grep -cE "$1" || true; }
+count() { objdump --disassemble --no-show-raw-insn "$2" | grep -cE "$1" || true; }
 case $PROCESSOR in
 aarch64) wanted='\ssdot\s' unwanted='\s(smmla|whilelo)\s' ;;
 x86_64) wanted='\svfmadd[0-9]+ps\s.*%ymm' unwanted='%zmm' ;;
@@ -46,7 +45,7 @@ for target in $TARGETS; do
     total=$((total + found))
 done
 
-compiler=$("${CROSS}g++" --version | head -n 1)
+compiler=$(g++ --version | head -n 1)
 printf '%s, "compiler": "%s", "instructions": {"wanted": %s, "beyond": 0}, "sha256": {%s}}\n' \
     "${recipe%\}}" "$compiler" "$total" "$checksums" >release/build.json
 tar -czf build.tar.gz.part -C release .
