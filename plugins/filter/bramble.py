@@ -280,7 +280,7 @@ def dllama_model(file: str) -> dict[str, Any]:
         }
         return {**files, **{key: about[key] for key in ("name", "kv_heads", "context")}}
     except OSError as error:
-        raise AnsibleFilterError(f"dllama_model: {file}: {error.strerror}") from error
+        raise AnsibleFilterError(f"dllama_model: {file}: {error.strerror}") from None
     except (ValueError, LookupError, TypeError) as error:
         raise AnsibleFilterError(
             f"dllama_model: {file} is not what bramble model convert writes ({type(error).__name__}: {error}): "

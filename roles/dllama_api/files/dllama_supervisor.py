@@ -24,6 +24,7 @@ import json
 import re
 import select
 import socket
+import socketserver
 import sys
 import threading
 import time
@@ -241,6 +242,10 @@ class Front(ThreadingHTTPServer):
         self.state = "starting"
         # Why the engine must be started again.
         self.broken: str | None = None
+
+    def server_bind(self) -> None:
+        """Not HTTPServer's, which asks for the name of the address and waits where no name server answers."""
+        socketserver.TCPServer.server_bind(self)
 
     def handle_error(self, *_: object) -> None:
         """Nothing: it was the client's connection."""
