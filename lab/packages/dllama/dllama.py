@@ -93,6 +93,16 @@ def options(arguments: list[str]) -> dict[str, Any]:
     return found
 
 
+def keep_alive(peer: socket.socket) -> socket.socket:
+    """What the recipe links into the original, which sets no keepalive by itself."""
+    if os.environ.get("EMULATION_KEEPALIVE"):
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 3), (socket.TCP_KEEPCNT, 3)):
+            peer.setsockopt(socket.IPPROTO_TCP, option, value)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20000)
+    return peer
+
+
 def receive(peer: socket.socket, size: int) -> bytes:
     content = b""
     while len(content) < size:
@@ -124,7 +134,7 @@ def acknowledged(peer: socket.socket) -> None:
 
 def connect(host: str, port: int) -> socket.socket:
     try:
-        return socket.create_connection((host, port))
+        return keep_alive(socket.create_connection((host, port)))
     except OSError as error:
         say(f"Cannot connect to {host}:{port} ({error.strerror})")
         raise ConnectError("Cannot connect") from error
@@ -143,6 +153,7 @@ def serve_root(host: str, port: int) -> list[socket.socket]:
     """NnNetwork::serve: the root, then a connection to each other worker."""
     with listen(host, port) as server:
         root, source = server.accept()
+        keep_alive(root)
         say(f"⭕ The root node has connected (EMULATION: from {source[0]})")
         count = number(root)
         index = number(root)
@@ -154,7 +165,7 @@ def serve_root(host: str, port: int) -> list[socket.socket]:
         acknowledged(root)
         peers = [root]
         for place, other in enumerate(others):
-            peers.append(connect(*other) if place >= index else server.accept()[0])
+            peers.append(connect(*other) if place >= index else keep_alive(server.accept()[0]))
     say("⭕ Network is initialized")
     return peers
 
