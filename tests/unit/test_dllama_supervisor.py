@@ -1,5 +1,6 @@
 """What stands in front of dllama-api: what it lets through by table and property, the whole over the emulation."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -363,11 +364,15 @@ def test_a_lost_worker_ends_it(cluster: Cluster) -> None:
 
 
 def test_a_worker_that_stands_still_ends_it(cluster: Cluster) -> None:
-    process = cluster.supervise(stall_timeout_s=0.5)
+    process = cluster.supervise(stall_timeout_s=0.5, watch_interval_s=0.5)
     until(cluster.ready, "not ready")
     cluster.worker.send_signal(signal.SIGSTOP)
     status, told = cluster.chat()
     assert (status, b"stood still for 0.5 s" in told) == (504, True)
+    # Even if it goes on now, nothing begins that would be broken off.
+    cluster.worker.send_signal(signal.SIGCONT)
+    with contextlib.suppress(OSError):
+        assert cluster.chat()[0] == 503
     assert process.wait(DEADLINE_S) == 1
 
 

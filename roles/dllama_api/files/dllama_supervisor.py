@@ -352,6 +352,8 @@ class Handler(BaseHTTPRequestHandler):
             yield from pieces
         except TimeoutError as error:
             self.server.broken = f"a computation stood still for {self.server.config.stall_timeout_s:g} s"
+            # It is about to be ended: the next one is not to begin.
+            self.server.state = "stopping"
             raise RequestError(504, self.server.broken) from error
         except EngineError as error:
             raise RequestError(502, f"dllama-api broke off: {error}") from error
