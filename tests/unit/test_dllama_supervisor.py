@@ -216,6 +216,7 @@ class Cluster:
                     stdout=log,
                     stderr=log,
                     env={**os.environ, "RUNTIME_DIRECTORY": str(self.directory)},
+                    start_new_session=True,
                 )
             )
         return self.started[-1]
@@ -266,7 +267,9 @@ class Cluster:
 
     def close(self) -> None:
         for process in self.started:
-            process.kill()
+            # With the engine that a supervisor started.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
