@@ -48,6 +48,8 @@ CHARACTERS_PER_TOKEN = 8
 # Seconds for one request to arrive: a client that stands still must not hold a thread.
 ARRIVAL_S = 30.0
 RETRY_AFTER_S = 5
+# Seconds to wait for one's turn: who has read an answer may ask again before its thread has ended.
+TURN_S = 1.0
 # Of what dllama-api prints only these reach the journal once it serves: it prints prompts and answers too.
 _SAID = re.compile(
     r"(🚨 (Connection|Execution|Inference) error: |Socket error: |terminate called |  what\(\): ).{0,200}"
@@ -288,7 +290,7 @@ class Handler(BaseHTTPRequestHandler):
             wanted, stream = read_request(raw, self.server.config.context)
             if self.server.state != "ready":
                 raise RequestError(503, f"the model is {self.server.state}")
-            if not self.server.engine.lock.acquire(blocking=False):
+            if not self.server.engine.lock.acquire(timeout=TURN_S):
                 raise RequestError(503, "the model is busy: it answers one request at a time")
             try:
                 self.relay(wanted, stream)
