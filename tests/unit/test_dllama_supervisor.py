@@ -329,7 +329,7 @@ def test_it_answers_and_nothing_ends_the_engine(cluster: Cluster) -> None:
 def test_one_request_at_a_time_and_a_client_that_leaves(cluster: Cluster) -> None:
     cluster.supervise()
     until(cluster.ready, "not ready")
-    content = body(stream=True)
+    content = body(stream=True, max_tokens=200)
     with socket.create_connection(("127.0.0.1", cluster.port)) as client:
         client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
         assert client.recv(1 << 16)
