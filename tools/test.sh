@@ -39,18 +39,21 @@ lint() {
     mypy src/bramble
     mypy plugins/module_utils/bramble
     mypy roles/llama_service/files/llama_supervisor.py
+    MYPYPATH=roles/llama_service/files mypy roles/dllama_api/files/dllama_supervisor.py
     mypy roles/llama_cpp/files/fetch_source.py
     mypy tools/variables.py
-    for program in lab/hardware/lab_hardware.py lab/packages/*.py; do mypy "$program"; done
+    for program in lab/hardware/lab_hardware.py lab/packages/*.py lab/packages/dllama/*.py; do mypy "$program"; done
     yamllint --strict .
     git ls-files '*.sh' lab/podman lab/hardware .ci/run | xargs grep -l '^#!/bin/sh' | xargs shellcheck
     ansible-lint --offline --nocolor
 }
 
 fast() {
-    # What writes into image files, makes keys, and shows the report.
+    # What writes into image files, makes keys, builds the emulated distributed-llama, and shows the report.
     need mcopy mtools
     need ssh-keygen openssh-client
+    need g++ g++
+    need make make
     need chromium chromium
     say "unit, contract and gateway tests"
     pytest tests/unit tests/contract tests/gateway
@@ -62,7 +65,7 @@ roles() {
     # What a run that failed left behind is no node that was never set up.
     bramble lab down --name lab-roles
     bramble lab up --name lab-roles --nodes 2
-    for scenario in foundation model_store engine services hat measure; do
+    for scenario in foundation model_store engine services dllama hat measure; do
         say "scenario $scenario"
         tasks=$(count)
         # Molecule remembers, by the directory's name, what it prepared: on other nodes, perhaps for another checkout.

@@ -267,6 +267,16 @@ def catalogue_entry(hostvars: Mapping[str, Any], host: str, model: str) -> dict[
     return {**catalogue[model], "name": model, "path": path}
 
 
+def dllama_model(file: str) -> dict[str, Any]:
+    """What dllama_api_model_entry is of files that `bramble model convert` wrote: from the .dllama.json beside them."""
+    module = package("bramble.model.dllama_entry")
+    try:
+        found: dict[str, Any] = module.read_entry(Path(file))
+    except module.EntryError as error:
+        raise AnsibleFilterError(f"dllama_model: {error}") from error
+    return found
+
+
 def backends(hosts: Sequence[str], role: str, hostvars: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What a gateway routes to: each host that serves a model with a role (src/bramble/gateway/config.py)."""
     found = []
@@ -316,7 +326,7 @@ def served(hostvars: Mapping[str, Any], host: str, groups: Sequence[str]) -> lis
 
 def has_record(measured: Any, *about: Any) -> bool:
     """Whether a host's `measured` holds a record of this kind, engine, model and params (bramble.records)."""
-    found: bool = records().has_record(measured, *about)
+    found: bool = package("bramble.records").has_record(measured, *about)
     return found
 
 
@@ -336,10 +346,10 @@ def exam_name(items: Sequence[Mapping[str, Any]], name: str = "bramble") -> str:
     return found
 
 
-def records() -> Any:
-    """The command's own package, which an Ansible outside of the project's environment does not have."""
+def package(name: str) -> Any:
+    """A module of the command's own package, which an Ansible outside of the project's environment does not have."""
     try:
-        return importlib.import_module("bramble.records")
+        return importlib.import_module(name)
     except ImportError as error:
         raise AnsibleFilterError(
             f"{error}: this Ansible is not the project's own. Run make in the checkout, then .venv/bin/ansible-playbook"
@@ -386,6 +396,7 @@ class FilterModule:
             "backends": backends,
             "build_host": build_host,
             "catalogue_entry": catalogue_entry,
+            "dllama_model": dllama_model,
             "endpoints": endpoints,
             "even_layers": even_layers,
             "exam_name": exam_name,

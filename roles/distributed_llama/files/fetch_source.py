@@ -1,0 +1,1 @@
+../../llama_cpp/files/fetch_source.py

@@ -1,0 +1,1 @@
+../../llama_service/files/llama_supervisor.py
