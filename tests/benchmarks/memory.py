@@ -60,6 +60,7 @@ class Case:
     architecture: str = "llama"
     tied: bool = False
     vocabulary: int = 0
+    cache_type: str = "f16"
 
 
 CASES = (
@@ -71,6 +72,7 @@ CASES = (
     Case("400m-q4", "400M", 8, "Q4_0", 8192, 1, (3, 5)),
     Case("qwen3-200m-q8", "200M", 10, "Q8_0", 4096, 2, (4, 6), "qwen3", True),
     Case("200m-q4km-128k", "200M", 12, "Q4_K_M", 1024, 1, (6, 6), vocabulary=128256),
+    Case("120m-q8-cache-q8", "120M", 12, "Q8_0", 8192, 1, (4, 8), cache_type="q8_0"),
     Case("100m-q4-128k-tied", "100M", 8, "Q4_0", 1024, 2, (4, 4), tied=True, vocabulary=128256),
 )
 
@@ -262,6 +264,8 @@ def server_command(programs: Programs, case: Case, path: Path) -> list[str]:
     arguments += ["--no-ui", "--metrics", "--slots", "--offline", "--fit", "off"]
     arguments += ["--ctx-size", case.context * case.slots, "--parallel", case.slots, "--threads", 2]
     arguments += ["--batch-size", 512, "--cache-ram", 0, "--log-verbosity", 4]
+    if case.cache_type != "f16":
+        arguments += ["--cache-type-k", case.cache_type, "--cache-type-v", case.cache_type]
     return programs.command("llama-server", *arguments)
 
 
@@ -310,7 +314,7 @@ def run_llama(
     case: Case, path: Path, shape: ModelShape, programs: Programs, directory: Path
 ) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
-    context, slots = case.context, case.slots
+    context, slots, cache_type = case.context, case.slots, case.cache_type
     log = directory / "server.log"
     with running([*server_command(programs, case, path), "--n-gpu-layers", "0"], log) as server:
         wait_for_server(server)
@@ -319,7 +323,9 @@ def run_llama(
         forget_uses(server)
         prompt(case, shape.vocabulary, 64)
         seen = replace(seen, unused=unused(server, path))
-    need = memory.llama_server(shape, range(case.layers), context=context, slots=slots, remote=False, repacked=REPACKED)
+    need = memory.llama_server(
+        shape, range(case.layers), context=context, slots=slots, cache_type=cache_type, remote=False, repacked=REPACKED
+    )
     rows.append((case.name, "llama-server alone", need, seen))
     lines = [f"{case.name} alone: {line}" for line in buffers(log)]
 
@@ -334,12 +340,20 @@ def run_llama(
         wait_for_server(head)
         prompt(case, shape.vocabulary)
         need = memory.llama_server(
-            shape, range(case.split[0]), context=context, slots=slots, remote=True, repacked=REPACKED
+            shape,
+            range(case.split[0]),
+            context=context,
+            slots=slots,
+            cache_type=cache_type,
+            remote=True,
+            repacked=REPACKED,
         )
         rows.append((case.name, f"head, {case.split[0]} layers", need, look(head)))
         start = case.split[0]
         for worker, layers in zip(workers, case.split[1:], strict=True):
-            need = memory.rpc_worker(shape, range(start, start + layers), context=context, slots=slots)
+            need = memory.rpc_worker(
+                shape, range(start, start + layers), context=context, slots=slots, cache_type=cache_type
+            )
             rows.append((case.name, f"worker, {layers} layers", need, look(worker)))
             start += layers
     return rows, lines + [f"{case.name} split: {line}" for line in buffers(log)]

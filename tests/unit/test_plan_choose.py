@@ -47,6 +47,12 @@ def test_copies_are_as_many_as_the_owner_says() -> None:
     assert len(only(choose(pis(8, 8, 8), KNOWN, [Wish("small", NEED, copies=2)])).placements) == 2
 
 
+def test_copies_that_have_no_room_are_told() -> None:
+    chosen = only(choose(pis(8, 8, 1), KNOWN, [Wish("small", NEED, copies=3)]))
+    assert nodes(chosen) == {"pi1", "pi2"}
+    assert "3 copies are wanted, and there is room for 2" in chosen.why
+
+
 def test_latency_takes_what_answers_one_stream_fastest() -> None:
     chosen = only(choose(pis(8, 8), KNOWN, [Wish("small", NEED, goal="latency")]))
     assert kind(chosen) == "tensor"
@@ -194,15 +200,24 @@ def test_the_groups_and_variables_of_a_plan() -> None:
     plan = choose(
         pis(8, 8, 8),
         KNOWN,
-        [Wish("large", Need(2048, 2), placement="rpc", nodes=("pi1", "pi2")), Wish("small", NEED, nodes=("pi3",))],
+        [
+            Wish("large", Need(2048, 2, "q8_0"), placement="rpc", nodes=("pi1", "pi2")),
+            Wish("small", NEED, nodes=("pi3",)),
+        ],
     )
     groups, variables = host_variables(as_document(plan))
     head = plan.chosen[0].placements[0].head
     worker = ({"pi1", "pi2"} - {head}).pop()
     assert groups == {"rpc_head": [head], "rpc_worker": [worker], "llama_server": ["pi3"]}
-    assert variables["pi3"] == {"llama_server_model": "small", "llama_server_context": 4096, "llama_server_slots": 1}
+    assert variables["pi3"] == {
+        "llama_server_model": "small",
+        "llama_server_context": 4096,
+        "llama_server_slots": 1,
+        "llama_server_cache_type": "f16",
+    }
     assert variables[head]["rpc_head_context"] == 2048
     assert variables[head]["rpc_head_slots"] == 2
+    assert variables[head]["rpc_head_cache_type"] == "q8_0"
     assert sum(variables[head]["rpc_head_layers"].values()) == 40
 
 

@@ -263,6 +263,8 @@ def _select(
         best = max(firsts, key=lambda placement: (placement.decode, -len(placement.nodes)))
         winners = [best]
         why = _why(best, among, wish, cluster)
+    if winners[0].kind == "replica" and len(winners) < wish.copies:
+        why += f"; {wish.copies} copies are wanted, and there is room for {len(winners)}"
     if not quick:
         why += f"; no placement reaches the {wish.least_decode:g} tokens/s that are wanted"
     kept = _kept(cluster, shape, wish, preferences, winners, previous)

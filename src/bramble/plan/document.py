@@ -246,7 +246,7 @@ def host_variables(document: Mapping[str, Any]) -> tuple[dict[str, list[str]], d
 
     for model in document["models"]:
         head = model["head"]
-        common = {"context": model["context"], "slots": model["slots"]}
+        common = {"context": model["context"], "slots": model["slots"], "cache_type": model["cache_type"]}
         if model["placement"] == "replica":
             for host in model["nodes"]:
                 put("llama_server", host, _prefixed("llama_server", {"model": model["model"], **common}))
