@@ -204,3 +204,27 @@ def test_the_ports_are_those_of_the_roles() -> None:
         defaults = ROOT / "roles" / name.removesuffix("_port") / "defaults/main.yml"
         if defaults.exists():
             assert yaml.safe_load(defaults.read_text())[name] == port
+
+
+# --- The role
+
+
+@pytest.mark.parametrize(
+    ("arguments", "returncode", "message"),
+    [
+        ((), 2, "pi1: its memory is not known"),
+        (("--check",), 0, ""),
+        (("-e", '{"plan_when_measured": true}'), 0, ""),
+        (("-e", '{"plan_frozen": true}'), 0, ""),
+    ],
+)
+def test_before_the_first_measurement_only_a_real_run_needs_a_plan(
+    inventory: Path, arguments: tuple[str, ...], returncode: int, message: str
+) -> None:
+    hosts = HOSTS.replace("cluster:\n", "cluster:\n  vars: {ansible_user: pi}\n")
+    (inventory / "hosts.yml").write_text(f"{hosts}gateway: {{hosts: {{pi1: }}}}\n")
+    (inventory / "group_vars/all/plan.yml").write_text(f"plan_models: [{MODEL}]\n")
+    done = run("ansible-playbook", "-i", str(inventory), "playbooks/plan.yml", *arguments)
+    assert done.returncode == returncode, done.stdout + done.stderr
+    assert message in done.stdout
+    assert not (inventory / "plan.json").exists()
