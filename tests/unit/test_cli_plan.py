@@ -138,7 +138,8 @@ def test_a_model_without_a_place_ends_with_1(inventory: Path) -> None:
     [
         ("plan_models: []\n", "plan_models names no model"),
         ("plan_models: [{model: none}]\nplan_memory_bytes: 8000000000\n", "none is in no catalogue"),
-        (f"plan_models: [{MODEL}]\n", "pi1: its memory is not known"),
+        # Before the first measurement, too.
+        ("plan_models: [{model: none}]\n", "none is in no catalogue"),
         (f"plan_models: [{MODEL}]\nplan_memory_bytes: 8e9\n", "pi1: plan_memory_bytes is '8e9'"),
         (f"plan_models: [{MODEL}]\nplan_memory_bytes: 8000000000\nplan_priority: [pi9]\n", "plan_priority"),
         ('plan_models: "{{ nothing }}"\n', "nothing"),
@@ -206,6 +207,13 @@ def test_the_ports_are_those_of_the_roles() -> None:
             assert yaml.safe_load(defaults.read_text())[name] == port
 
 
+def test_a_node_that_was_not_measured_ends_with_3(inventory: Path) -> None:
+    (inventory / "group_vars/all/plan.yml").write_text(f"plan_models: [{MODEL}]\n")
+    done = bramble(inventory)
+    assert done.returncode == 3
+    assert "pi1: its memory is not known" in done.stderr
+
+
 # --- The role
 
 
@@ -228,3 +236,12 @@ def test_before_the_first_measurement_only_a_real_run_needs_a_plan(
     assert done.returncode == returncode, done.stdout + done.stderr
     assert message in done.stdout
     assert not (inventory / "plan.json").exists()
+
+
+def test_a_mistake_is_told_before_the_first_measurement(inventory: Path) -> None:
+    hosts = HOSTS.replace("cluster:\n", "cluster:\n  vars: {ansible_user: pi}\n")
+    (inventory / "hosts.yml").write_text(f"{hosts}gateway: {{hosts: {{pi1: }}}}\n")
+    (inventory / "group_vars/all/plan.yml").write_text("plan_models: [{model: nonsuch}]\n")
+    done = run("ansible-playbook", "-i", str(inventory), "playbooks/plan.yml", "-e", '{"plan_when_measured": true}')
+    assert done.returncode == 2
+    assert "nonsuch is in no catalogue" in done.stdout

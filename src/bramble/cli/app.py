@@ -325,7 +325,8 @@ def plan(
 ) -> None:
     """Say which node runs which model, by what was measured. Connects to no node, but for --verify.
 
-    Exit code 0: each model of plan_models has a place. 1: one has none. 2: there is too little to plan from.
+    Exit code 0: each model of plan_models has a place. 1: one has none. 2: the inventory does not say what is wanted.
+    3: a node was not measured yet.
     """
     from bramble.cli.plan import PlanningError, show_plan, verify_plan
 
@@ -357,7 +358,7 @@ def plan(
             console=stdout_console(),
         )
     except PlanningError as error:
-        raise CliError(str(error), 2) from error
+        raise CliError(str(error), 2 if error.measured else 3) from error
     raise typer.Exit(0 if good else 1)
 
 

@@ -29,7 +29,11 @@ CATALOGUE = Path("roles/model_store/vars/catalogue.yml")
 
 
 class PlanningError(Exception):
-    """There is no plan. The message says why and what to change."""
+    """There is no plan. The message says why and what to change. `measured`: False if only a measurement is missing."""
+
+    def __init__(self, message: str, *, measured: bool = True) -> None:
+        super().__init__(message)
+        self.measured = measured
 
 
 def show_plan(
@@ -193,17 +197,22 @@ def question(root: Path, inventory: Path) -> Asked:
             )
         catalogue = known_models(root, [found.variables[host].get("model_store_catalogue") or {} for host in hosts])
         shapes = known_shapes(catalogue)
+        # First what the owner wrote: a mistake in it is told before the first measurement, too.
+        wishes, preferences = inputs.wishes(wanted["plan_models"], hosts, shapes), inputs.preferences(wanted, hosts)
         return Asked(
             cluster=inputs.cluster(hosts, found.variables, shapes),
             shapes=shapes,
-            wishes=inputs.wishes(wanted["plan_models"], hosts, shapes),
-            preferences=inputs.preferences(wanted, hosts),
+            wishes=wishes,
+            preferences=preferences,
             files={name: str(entry["dllama"]) for name, entry in catalogue.items() if entry.get("dllama")},
             addresses={host: _address(found.variables[host], host) for host in hosts},
             ports={host: {name: found.variables[host].get(name, PORT[name]) for name in PORT} for host in hosts},
         )
     except inputs.InputError as error:
-        raise PlanningError(f"{inventory}:\n{error}" if "\n" in str(error) else f"{inventory}: {error}") from error
+        raise PlanningError(
+            f"{inventory}:\n{error}" if "\n" in str(error) else f"{inventory}: {error}",
+            measured=not isinstance(error, inputs.NotMeasuredError),
+        ) from error
 
 
 ADDRESSES = ("cluster_network_address", "ansible_host")

@@ -42,6 +42,10 @@ class InputError(ValueError):
     """The inventory does not say what the planner must know. One line for each problem."""
 
 
+class NotMeasuredError(InputError):
+    """Nothing is wrong, but what must be known of a node was not measured yet."""
+
+
 # --- The cluster
 
 
@@ -54,27 +58,27 @@ def cluster(
     bytes/s. The memory of each node must be known; all else is assumed where it was not measured.
 
     Raises:
-        InputError: a node's memory is not known.
+        InputError: a variable of a node is wrong.
+        NotMeasuredError: a node's memory is not known.
     """
-    problems = []
+    wrong = [line for host in hosts for line in _host_defects(host, variables.get(host, {}))]
+    if wrong:
+        raise InputError("\n".join(wrong))
+    unknown = []
     nodes = []
     for host in hosts:
-        records = list(variables.get(host, {}).get("measured") or ())
         declared = variables.get(host, {})
-        wrong = list(_host_defects(host, declared))
-        if wrong:
-            problems += wrong
-            continue
+        records = list(declared.get("measured") or ())
         memory = declared.get("plan_memory_bytes") or MIB * _memory(records, "total")
         if not memory:
-            problems.append(
+            unknown.append(
                 f"{host}: its memory is not known: measure it (ansible-playbook playbooks/benchmark.yml), "
                 "or set plan_memory_bytes"
             )
             continue
         nodes.append(_node(host, int(memory), declared, records, shapes))
-    if problems:
-        raise InputError("\n".join(problems))
+    if unknown:
+        raise NotMeasuredError("\n".join(unknown))
     links: dict[tuple[str, str], Link] = {}
     for host in hosts:
         for record in variables.get(host, {}).get("measured") or ():
