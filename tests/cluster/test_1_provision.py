@@ -15,6 +15,12 @@ from lab import BIN, ROOT, Lab, recap
 pytestmark = pytest.mark.lab
 
 
+def test_every_node_has_a_tree_of_control_groups_of_its_own(cluster: Lab) -> None:
+    # In a tree for all, the systemd of one node removes the directory into which another is starting the same service.
+    trees = {cluster.shell(node, "stat -c %i /sys/fs/cgroup/system.slice").stdout for node in ("pi1", "pi2", "pi3")}
+    assert len(trees) == 3
+
+
 def test_check_mode_before_the_first_run(cluster: Lab) -> None:
     done = cluster.play("site.yml", "--check", "--diff")
     assert done.returncode == 0, done.stdout[-3000:]
