@@ -244,9 +244,13 @@ def unused(process: subprocess.Popen[bytes], path: Path) -> int:
 
 
 @contextlib.contextmanager
-def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: list[str], log: Path, *, huge_pages: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """`huge_pages`: as `service_unit_huge_pages` does for whatever does not map its weights."""
+    environment = os.environ | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {})
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
         try:
             yield process
         finally:
@@ -334,9 +338,10 @@ def run_llama(
         for i in range(len(case.split) - 1):
             arguments = ("--host", "127.0.0.1", "--port", WORKER_PORT + i, "--threads", 2)
             command = programs.command("ggml-rpc-server", *arguments)
-            workers.append(stack.enter_context(running(command, directory / f"worker{i}.log")))
+            workers.append(stack.enter_context(running(command, directory / f"worker{i}.log", huge_pages=True)))
         time.sleep(1)
-        head = stack.enter_context(running([*server_command(programs, case, path), *rpc_arguments(case)], log))
+        command = [*server_command(programs, case, path), *rpc_arguments(case)]
+        head = stack.enter_context(running(command, log, huge_pages=True))
         wait_for_server(head)
         prompt(case, shape.vocabulary)
         need = memory.llama_server(
@@ -367,9 +372,9 @@ def run_dllama(case: Case, path: Path, shape: ModelShape, program: Path, directo
     root_command += ["--steps", min(case.context, 160), "--buffer-float-type", "q80", "--max-seq-len", case.context]
     root_command += ["--nthreads", 1, "--workers", f"127.0.0.1:{DLLAMA_PORT}"]
     samples: list[tuple[Seen, Seen]] = []
-    with running([str(item) for item in worker_command], directory / "dllama-worker.log") as worker:
+    with running([str(item) for item in worker_command], directory / "dllama-worker.log", huge_pages=True) as worker:
         time.sleep(1)
-        with running([str(item) for item in root_command], directory / "dllama-root.log") as root:
+        with running([str(item) for item in root_command], directory / "dllama-root.log", huge_pages=True) as root:
             end = time.monotonic() + 120
             while root.poll() is None and time.monotonic() < end:
                 with contextlib.suppress(OSError, KeyError):

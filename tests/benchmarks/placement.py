@@ -320,7 +320,7 @@ def serving(
         speeds = {}
         for name, own in ports.items():
             command = programs.command("ggml-rpc-server", "--host", "127.0.0.1", "--port", own, "--threads", 1)
-            process = stack.enter_context(running(command, directory / f"{own}.log"))
+            process = stack.enter_context(running(command, directory / f"{own}.log", huge_pages=True))
             speeds[process.pid] = SPEEDS[name]
         for own in ports.values():
             wait_for_port(own)
@@ -330,7 +330,8 @@ def serving(
         if ports:
             arguments += ["--rpc", ",".join(f"127.0.0.1:{own}" for own in ports.values())]
         arguments += one.arguments if one.arguments is not None else product_arguments(one)
-        process = stack.enter_context(running(programs.command("llama-server", *arguments), log))
+        command = programs.command("llama-server", *arguments)
+        process = stack.enter_context(running(command, log, huge_pages=bool(ports)))
         speeds[process.pid] = SPEEDS[one.head]
         wait_for_server(process, port, log)
         yield speeds, log
