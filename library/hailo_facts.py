@@ -12,18 +12,11 @@ description:
   - Reads only, and does not fail because something is absent - what is not known is null. C(hailortcli) has 10 seconds
     for each answer. If it gives none, that stands in RV(ansible_facts.hailo.unreadable).
 options:
-  device_tree:
-    description: Where the device tree is.
-    type: path
-    default: /proc/device-tree
-  sysfs:
-    description: Where sysfs is.
-    type: path
-    default: /sys
   boot:
     description: Where the firmware's files are, C(config.txt) among them.
     type: path
     default: /boot/firmware
+extends_documentation_fragment: [board]
 attributes:
   check_mode:
     description: Runs as without check mode.
@@ -157,11 +150,11 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.hailo_facts import read_hailo
+from ansible.module_utils.bramble.options import BOARD
 from ansible.module_utils.bramble.pi_facts import Places
 
 ARGUMENTS = {
-    "device_tree": {"type": "path", "default": "/proc/device-tree"},
-    "sysfs": {"type": "path", "default": "/sys"},
+    **BOARD,
     "boot": {"type": "path", "default": "/boot/firmware"},
 }
 

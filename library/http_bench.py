@@ -15,19 +15,6 @@ description:
     on the node that asks. Run it on the node that serves.
   - The rate of a stream is (n-1) / (t_last - t_first). Percentiles are interpolated linearly between the closest ranks.
 options:
-  url:
-    description: The address, C(http://address:port), with what stands before C(/api) or C(/v1), if anything does.
-    type: str
-    required: true
-  api:
-    description: Its language. V(auto) takes V(ollama) if it has C(/api/version), V(openai) if it has C(/v1/models).
-    type: str
-    choices: [auto, ollama, openai]
-    default: auto
-  model:
-    description: The model's name, as the address has it.
-    type: str
-    required: true
   prompts:
     description: Prompts to take instead of the ten built-in ones, of about 55 tokens each. Taken in turn.
     type: list
@@ -61,55 +48,10 @@ options:
   extra:
     description:
       - Fields to add to each request. They stand in the record's parameters.
-      - For example C({ignore_eos: true}) for a llama-server whose model ends its answers early.
+      - "For example C({ignore_eos: true}) for a llama-server whose model ends its answers early."
     type: dict
     default: {}
-  engine:
-    description:
-      - What the record is to say of the engine where the server does not say it, or says it wrongly - hailo-ollama does
-        not tell its version.
-    type: dict
-    default: {}
-    suboptions:
-      name:
-        description: Its name.
-        type: str
-      version:
-        description: Its version.
-        type: str
-      commit:
-        description: The commit that it was built from.
-        type: str
-      build_key:
-        description: The key of its build.
-        type: str
-  model_facts:
-    description: What the record is to say of the model where the server does not say it.
-    type: dict
-    default: {}
-    suboptions:
-      sha256:
-        description: The checksum of its file.
-        type: str
-      quant:
-        description: Its quantisation.
-        type: str
-      bytes:
-        description: The size of its file.
-        type: int
-  build:
-    description:
-      - C(build.json) of this node's llama.cpp. Its key is taken if the address is of this node and has its commit.
-    type: path
-    default: /opt/llama.cpp/current/build.json
-  sysfs:
-    description: Where the kernel's C(/sys) is.
-    type: path
-    default: /sys
-  device_tree:
-    description: Where the board's device tree is.
-    type: path
-    default: /proc/device-tree
+extends_documentation_fragment: [board, llm_address]
 attributes:
   check_mode:
     description: Asks nothing and returns no records.
@@ -177,17 +119,12 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.http_bench import PROMPTS, Server, Wanted, check, measure
 from ansible.module_utils.bramble.llama_bench import BenchError
-
-ENGINE = {name: {"type": "str"} for name in ("name", "version", "commit", "build_key")}
-MODEL_FACTS = {"sha256": {"type": "str"}, "quant": {"type": "str"}, "bytes": {"type": "int"}}
+from ansible.module_utils.bramble.options import BOARD, LLM_ADDRESS
 
 
 def main() -> None:
     module: Any = AnsibleModule(
         argument_spec={
-            "url": {"type": "str", "required": True},
-            "api": {"type": "str", "choices": ["auto", "ollama", "openai"], "default": "auto"},
-            "model": {"type": "str", "required": True},
             "prompts": {"type": "list", "elements": "str", "default": []},
             "max_tokens": {"type": "int", "default": 128},
             "requests": {"type": "int", "default": 5},
@@ -196,11 +133,8 @@ def main() -> None:
             "timeout": {"type": "int", "default": 600},
             "keep_alive": {"type": "int", "default": 300},
             "extra": {"type": "dict", "default": {}},
-            "engine": {"type": "dict", "default": {}, "options": ENGINE},
-            "model_facts": {"type": "dict", "default": {}, "options": MODEL_FACTS},
-            "build": {"type": "path", "default": "/opt/llama.cpp/current/build.json"},
-            "sysfs": {"type": "path", "default": "/sys"},
-            "device_tree": {"type": "path", "default": "/proc/device-tree"},
+            **LLM_ADDRESS,
+            **BOARD,
         },
         supports_check_mode=True,
     )

@@ -52,14 +52,7 @@ options:
     description: Seconds after which one run of llama-bench is stopped, and the task fails.
     type: int
     default: 3600
-  sysfs:
-    description: Where the kernel's C(/sys) is.
-    type: path
-    default: /sys
-  device_tree:
-    description: Where the board's device tree is.
-    type: path
-    default: /proc/device-tree
+extends_documentation_fragment: [board]
 attributes:
   check_mode:
     description: Measures nothing and returns no records.
@@ -118,6 +111,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.llama_bench import BenchError, measure, physical_cores, plan
+from ansible.module_utils.bramble.options import BOARD
 
 
 def main() -> None:
@@ -132,8 +126,7 @@ def main() -> None:
             "repetitions": {"type": "int", "default": 5},
             "allow_few": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 3600},
-            "sysfs": {"type": "path", "default": "/sys"},
-            "device_tree": {"type": "path", "default": "/proc/device-tree"},
+            **BOARD,
         },
         supports_check_mode=True,
     )

@@ -45,14 +45,7 @@ options:
     description: Seconds after which llama-perplexity is stopped, and the task fails.
     type: int
     default: 3600
-  sysfs:
-    description: Where the kernel's C(/sys) is.
-    type: path
-    default: /sys
-  device_tree:
-    description: Where the board's device tree is.
-    type: path
-    default: /proc/device-tree
+extends_documentation_fragment: [board]
 attributes:
   check_mode:
     description: Measures nothing and returns no records.
@@ -95,6 +88,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.llama_bench import BenchError, physical_cores
+from ansible.module_utils.bramble.options import BOARD
 from ansible.module_utils.bramble.perplexity import measure
 
 
@@ -109,8 +103,7 @@ def main() -> None:
             "threads": {"type": "int", "default": 0},
             "allow_few": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 3600},
-            "sysfs": {"type": "path", "default": "/sys"},
-            "device_tree": {"type": "path", "default": "/proc/device-tree"},
+            **BOARD,
         },
         supports_check_mode=True,
     )

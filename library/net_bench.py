@@ -42,14 +42,7 @@ options:
     description: How many pings are sent, five each second.
     type: int
     default: 50
-  sysfs:
-    description: Where the kernel shows its devices. For the record's conditions.
-    type: path
-    default: /sys
-  device_tree:
-    description: Where the firmware's description of the board is. For the record's conditions.
-    type: path
-    default: /proc/device-tree
+extends_documentation_fragment: [board]
 attributes:
   check_mode:
     description: Measures nothing in check mode, and returns no records.
@@ -94,6 +87,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node, Observation
 from ansible.module_utils.bramble.net_bench import NetworkError, Peer, Plan, measure, record, run_command
+from ansible.module_utils.bramble.options import BOARD
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "peers": {
@@ -106,8 +100,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "port": {"type": "int", "default": 5201},
     "seconds": {"type": "int", "default": 5},
     "ping_count": {"type": "int", "default": 50},
-    "sysfs": {"type": "path", "default": "/sys"},
-    "device_tree": {"type": "path", "default": "/proc/device-tree"},
+    **BOARD,
 }
 
 

@@ -11,15 +11,7 @@ description:
     C(memory). The planner places models by it.
   - C(system) is what is neither available nor held by models - the system, and services that the plan does not place.
   - Reads only.
-options:
-  sysfs:
-    description: Where sysfs is.
-    type: path
-    default: /sys
-  device_tree:
-    description: Where the device tree is.
-    type: path
-    default: /proc/device-tree
+extends_documentation_fragment: [board]
 attributes:
   check_mode:
     description: Returns no record.
@@ -62,16 +54,11 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.node_memory import MemoryUnknownError, measure
+from ansible.module_utils.bramble.options import BOARD
 
 
 def main() -> None:
-    module: Any = AnsibleModule(
-        argument_spec={
-            "sysfs": {"type": "path", "default": "/sys"},
-            "device_tree": {"type": "path", "default": "/proc/device-tree"},
-        },
-        supports_check_mode=True,
-    )
+    module: Any = AnsibleModule(argument_spec=BOARD, supports_check_mode=True)
     if module.check_mode:
         module.exit_json(changed=False, records=[], raw="")
     try:

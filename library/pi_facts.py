@@ -12,18 +12,11 @@ description:
     If it does not answer, or with an error, that stands in RV(ansible_facts.pi.unreadable).
   - C(vcgencmd) needs root or the group C(video).
 options:
-  device_tree:
-    description: Where the device tree is.
-    type: path
-    default: /proc/device-tree
-  sysfs:
-    description: Where sysfs is.
-    type: path
-    default: /sys
   boot:
     description: Where the firmware's files are, C(cmdline.txt) among them.
     type: path
     default: /boot/firmware
+extends_documentation_fragment: [board]
 attributes:
   check_mode:
     description: Runs as without check mode.
@@ -160,11 +153,11 @@ ansible_facts:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.bramble.options import BOARD
 from ansible.module_utils.bramble.pi_facts import Places, read_pi
 
 ARGUMENTS = {
-    "device_tree": {"type": "path", "default": "/proc/device-tree"},
-    "sysfs": {"type": "path", "default": "/sys"},
+    **BOARD,
     "boot": {"type": "path", "default": "/boot/firmware"},
 }
 

@@ -15,19 +15,6 @@ description:
   - A request that fails counts as wrong and is named in the record's notes. When five in succession fail, the module
     fails and there is no record.
 options:
-  url:
-    description: The address, C(http://address:port), with what stands before C(/api) or C(/v1), if anything does.
-    type: str
-    required: true
-  api:
-    description: Its language. V(auto) takes V(ollama) if it has C(/api/version), V(openai) if it has C(/v1/models).
-    type: str
-    choices: [auto, ollama, openai]
-    default: auto
-  model:
-    description: The model's name, as the address has it.
-    type: str
-    required: true
   items:
     description:
       - The questions. Other fields than these are ignored.
@@ -42,52 +29,7 @@ options:
     description: Seconds that a request may wait for its answer, and the loading of the model.
     type: int
     default: 600
-  engine:
-    description:
-      - What the record is to say of the engine where the server does not say it, or says it wrongly - hailo-ollama does
-        not tell its version.
-    type: dict
-    default: {}
-    suboptions:
-      name:
-        description: Its name.
-        type: str
-      version:
-        description: Its version.
-        type: str
-      commit:
-        description: The commit that it was built from.
-        type: str
-      build_key:
-        description: The key of its build.
-        type: str
-  model_facts:
-    description: What the record is to say of the model where the server does not say it.
-    type: dict
-    default: {}
-    suboptions:
-      sha256:
-        description: The checksum of its file.
-        type: str
-      quant:
-        description: Its quantisation.
-        type: str
-      bytes:
-        description: The size of its file.
-        type: int
-  build:
-    description:
-      - C(build.json) of this node's llama.cpp. Its key is taken if the address is of this node and has its commit.
-    type: path
-    default: /opt/llama.cpp/current/build.json
-  sysfs:
-    description: Where the kernel's C(/sys) is.
-    type: path
-    default: /sys
-  device_tree:
-    description: Where the board's device tree is.
-    type: path
-    default: /proc/device-tree
+extends_documentation_fragment: [board, llm_address]
 attributes:
   check_mode:
     description: Checks the items, asks nothing and returns no records.
@@ -155,25 +97,17 @@ from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.exam import ExamError, examine, raw_log, read_items
 from ansible.module_utils.bramble.http_bench import Server
 from ansible.module_utils.bramble.llama_bench import BenchError
-
-ENGINE = {name: {"type": "str"} for name in ("name", "version", "commit", "build_key")}
-MODEL_FACTS = {"sha256": {"type": "str"}, "quant": {"type": "str"}, "bytes": {"type": "int"}}
+from ansible.module_utils.bramble.options import BOARD, LLM_ADDRESS
 
 
 def main() -> None:
     module: Any = AnsibleModule(
         argument_spec={
-            "url": {"type": "str", "required": True},
-            "api": {"type": "str", "choices": ["auto", "ollama", "openai"], "default": "auto"},
-            "model": {"type": "str", "required": True},
             "items": {"type": "list", "elements": "dict", "required": True},
             "exam": {"type": "str", "default": "bramble"},
             "timeout": {"type": "int", "default": 600},
-            "engine": {"type": "dict", "default": {}, "options": ENGINE},
-            "model_facts": {"type": "dict", "default": {}, "options": MODEL_FACTS},
-            "build": {"type": "path", "default": "/opt/llama.cpp/current/build.json"},
-            "sysfs": {"type": "path", "default": "/sys"},
-            "device_tree": {"type": "path", "default": "/proc/device-tree"},
+            **LLM_ADDRESS,
+            **BOARD,
         },
         supports_check_mode=True,
     )

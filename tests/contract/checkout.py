@@ -165,19 +165,29 @@ class _Started(Exception):  # noqa: N818 - it is no error: main() got as far as 
         self.spec = spec
 
 
-def module_defects(file: Path) -> list[str]:
-    """Where a module's documentation differs from the arguments that it takes."""
+def _load(file: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"contract_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def module_defects(file: Path) -> list[str]:
+    """Where a module's documentation differs from the arguments that it takes."""
+    module = _load(file)
 
     def start(*_: Any, argument_spec: Mapping[str, Any], **__: Any) -> None:
         raise _Started(argument_spec)
 
     module.__dict__["AnsibleModule"] = start
-    documented = yaml.safe_load(module.DOCUMENTATION).get("options") or {}
+    said = yaml.safe_load(module.DOCUMENTATION)
+    documented = said.get("options") or {}
+    for name in said.get("extends_documentation_fragment", []):
+        # Others are Ansible's own, of which module_utils.basic knows the arguments.
+        if (fragment := ROOT / f"plugins/doc_fragments/{name}.py").exists():
+            documented |= yaml.safe_load(_load(fragment).ModuleDocFragment.DOCUMENTATION)["options"]
     try:
         module.main()
     except _Started as started:

@@ -33,6 +33,13 @@ def test_ansible_doc_reads_the_module(module: str, documented: dict[str, Any]) -
     assert documented[module]["return"], "no RETURN"
 
 
+def test_ansible_doc_prints_every_module() -> None:
+    # Text is refused where JSON is not: a colon in a sentence makes a table of it.
+    printed = run("ansible-doc", "--type", "module", *modules())
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.count("MODULE ") == len(modules())
+
+
 @pytest.mark.parametrize("module", modules())
 def test_documentation_and_arguments_agree(module: str) -> None:
     assert module_defects(ROOT / "library" / f"{module}.py") == []
