@@ -15,10 +15,10 @@ from bramble.gateway.backends import BackendError, FailedError, RejectedError, U
 from bramble.gateway.backends.llama_server import (
     ChatParser,
     CompletionParser,
-    _payload,
     chat_body,
     completion_body,
 )
+from bramble.gateway.backends.transport import payload
 from bramble.gateway.config import ModelConfig
 from bramble.gateway.errors import BadRequestError, GatewayError
 from bramble.gateway.exchange import measured
@@ -472,7 +472,7 @@ def test_completion_chunks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("payload", "error"),
+    ("data", "error"),
     [
         (b'{"error":{"code":400,"message":"too long"}}', RejectedError),
         (b'{"error":{"code":503,"message":"Loading model"}}', UnavailableError),
@@ -482,9 +482,9 @@ def test_completion_chunks() -> None:
         (b"[]", FailedError),
     ],
 )
-def test_error_events(payload: bytes, error: type[BackendError]) -> None:
+def test_error_events(data: bytes, error: type[BackendError]) -> None:
     with pytest.raises(BackendError) as caught:
-        _payload(payload)
+        payload(data)
     assert type(caught.value) is error
 
 

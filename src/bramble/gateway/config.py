@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-BACKEND_KINDS = ("llama_server",)
+BACKEND_KINDS = ("dllama_api", "llama_server")
 CAPABILITIES = ("completion", "tools", "vision", "thinking")
 
 Check = Callable[[Any], Any]

@@ -9,10 +9,11 @@ import aiohttp
 
 from ..config import BackendConfig, Timeouts
 from . import Backend
+from .dllama_api import DllamaApi
 from .llama_server import LlamaServer
 
 ADAPTERS: Mapping[str, Callable[[BackendConfig, aiohttp.ClientSession], Backend]] = MappingProxyType(
-    {"llama_server": LlamaServer}
+    {"dllama_api": DllamaApi, "llama_server": LlamaServer}
 )
 
 

@@ -9,16 +9,12 @@ Behind llama.cpp RPC the server aborts when a worker dies: the connection is res
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any, Protocol
 
 import aiohttp
-import orjson
 
-from .. import sse
 from ..config import BackendConfig
 from ..generation import (
     Delta,
@@ -33,16 +29,10 @@ from ..generation import (
     Usage,
     without_none,
 )
-from . import FailedError, RejectedError, UnavailableError
+from . import UnavailableError
+from .transport import chunks, health, transport_errors
 
-CHAT, COMPLETION, HEALTH = "/v1/chat/completions", "/completion", "/health"
-
-# Seconds that /health may take. It needs no slot, but a Pi that computes on all cores answers late.
-CHECK_S = 5.0
-# Largest error body that is read.
-ERROR_BYTES = 64 * 1024
-# An error with one of these is about the request, whether as HTTP status or as `code` of an error event.
-REJECTED = frozenset({400, 413, 422, 501})
+CHAT, COMPLETION = "/v1/chat/completions", "/completion"
 
 
 def _sampling(sampling: Sampling) -> Json:
@@ -146,18 +136,6 @@ def _usage(prompt_tokens: Any, completion_tokens: Any, timings: Json) -> Usage:
     )
 
 
-def _raise_error(error: Any) -> None:
-    """Raises what an error object means; `error` is the value of the key "error"."""
-    details = error if isinstance(error, dict) else {"message": str(error)}
-    message = str(details.get("message") or "the server gave no reason")
-    code = details.get("code")
-    if code in REJECTED:
-        raise RejectedError(int(code), message)
-    if code in (429, 503):
-        raise UnavailableError("the server is not ready", message)
-    raise FailedError(f"the server answered with error {code if isinstance(code, int) else 'of unknown kind'}", message)
-
-
 class Parser(Protocol):
     """Turns the payloads of a stream into events. The payloads are JSON objects; raises BackendError."""
 
@@ -239,50 +217,6 @@ class CompletionParser:
         )
 
 
-def _payload(data: bytes) -> Json:
-    """The object in an event. Raises BackendError when it is none, and what it means when it is an error."""
-    try:
-        chunk = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        raise FailedError("the server sent an event that is not JSON") from None
-    if not isinstance(chunk, dict):
-        raise FailedError("the server sent an event that is not an object")
-    if "error" in chunk:
-        _raise_error(chunk["error"])
-    return chunk
-
-
-async def _payloads(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
-    """The payloads of a stream, up to its end or its [DONE]."""
-    decoder = sse.Decoder()
-    async for chunk in response.content.iter_any():
-        for data in decoder.feed(chunk):
-            if data == sse.DONE:
-                return
-            yield data
-    for data in decoder.close():
-        if data != sse.DONE:
-            yield data
-
-
-@contextlib.contextmanager
-def _transport_errors() -> Iterator[None]:
-    """Errors of the connection become UnavailableError."""
-    try:
-        yield
-    except aiohttp.ServerDisconnectedError:
-        raise UnavailableError("the server closed the connection without an answer") from None
-    except aiohttp.ClientConnectorError as error:
-        number = error.os_error.errno
-        raise UnavailableError(f"cannot connect: {os.strerror(number) if number else error.os_error}") from None
-    except aiohttp.ClientPayloadError:
-        raise UnavailableError("the server closed the connection in the middle of its answer") from None
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise UnavailableError(f"connection failed: {str(error) or type(error).__name__}") from None
-    except (AttributeError, TypeError, ValueError) as error:
-        raise FailedError("the server's answer does not have the expected form", str(error)) from None
-
-
 class LlamaServer:
     """A Backend (see there) over one llama-server."""
 
@@ -294,33 +228,19 @@ class LlamaServer:
         raw = isinstance(request.prompt, str)
         parser: Parser = CompletionParser() if raw else ChatParser()
         body = completion_body(request) if raw else chat_body(request, model)
-        with _transport_errors():
-            response = await self._http.post(
-                self._url + (COMPLETION if raw else CHAT),
-                data=orjson.dumps(body),
-                headers={"Content-Type": "application/json", "Accept": "text/event-stream"},
-                allow_redirects=False,
-            )
-            try:
-                await self._refuse_error(response)
-                async for data in _payloads(response):
-                    for event in parser.feed(_payload(data)):
+        url = self._url + (COMPLETION if raw else CHAT)
+        with transport_errors():
+            async with contextlib.aclosing(chunks(self._http, url, body)) as answer:
+                async for chunk in answer:
+                    for event in parser.feed(chunk):
                         yield event
-            finally:
-                # Not release(): closing the connection is what makes the server stop generating.
-                response.close()
         done = parser.finish()
         if done is None:
             raise UnavailableError("the server closed the connection before the end of its answer")
         yield done
 
     async def check(self) -> None:
-        with _transport_errors():
-            async with (
-                asyncio.timeout(CHECK_S),
-                self._http.get(self._url + HEALTH, allow_redirects=False) as response,
-            ):
-                await self._refuse_error(response)
+        await health(self._http, self._url)
 
     async def prove(self, model: str) -> None:
         # The smallest piece of real work: one token, without a template that could refuse. Nobody looks at the text.
@@ -328,15 +248,3 @@ class LlamaServer:
         async with contextlib.aclosing(self.stream(request, model)) as events:
             async for _ in events:
                 pass
-
-    @staticmethod
-    async def _refuse_error(response: aiohttp.ClientResponse) -> None:
-        """Raises what a status other than 200 means."""
-        if response.status == 200:
-            return
-        text = await response.content.read(ERROR_BYTES)
-        message = f"status {response.status}"
-        with contextlib.suppress(orjson.JSONDecodeError, AttributeError):
-            error = orjson.loads(text).get("error")
-            message = str(error.get("message") if isinstance(error, dict) else error or message)
-        _raise_error({"code": response.status, "message": message})
