@@ -86,7 +86,7 @@ def test_every_kind_has_an_adapter() -> None:
         ("backends", [], "backends: must be a list with at least one entry, not []"),
         ("backends[0]", "pi1", 'backends[0]: must be an object, not "pi1"'),
         ("backends[0].name", DELETE, "backends[0].name: is required"),
-        ("backends[0].kind", "vllm", 'backends[0].kind: must be one of llama_server, not "vllm"'),
+        ("backends[0].kind", "vllm", 'backends[0].kind: must be one of dllama_api, llama_server, not "vllm"'),
         ("backends[0].slots", 0, "backends[0].slots: must be an integer from 1 to 1024, not 0"),
         ("backends[0].slots", 1.5, "backends[0].slots: must be an integer from 1 to 1024, not 1.5"),
         ("backends[0].url", "10.1.1.11:8080", "backends[0].url: must be a base URL such as"),
