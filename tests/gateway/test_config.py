@@ -68,6 +68,10 @@ def test_only_backends_are_required() -> None:
     assert (config.backends[0].slots, config.queue.max_wait_s, config.timeouts.first_token_s) == (1, 60.0, 300.0)
 
 
+def test_a_cluster_without_a_model_behind_the_gateway_has_no_backends() -> None:
+    assert parse_config('{"backends": []}').backends == ()
+
+
 def test_every_kind_has_an_adapter() -> None:
     assert set(ADAPTERS) == set(BACKEND_KINDS)
 
@@ -83,7 +87,7 @@ def test_every_kind_has_an_adapter() -> None:
         ("listen.port", True, "listen.port: must be an integer from 1 to 65535, not true"),
         ("listen.port", 65536, "listen.port: must be an integer from 1 to 65535, not 65536"),
         ("backends", DELETE, "backends: is required"),
-        ("backends", [], "backends: must be a list with at least one entry, not []"),
+        ("backends", {}, "backends: must be a list, not {}"),
         ("backends[0]", "pi1", 'backends[0]: must be an object, not "pi1"'),
         ("backends[0].name", DELETE, "backends[0].name: is required"),
         ("backends[0].kind", "vllm", 'backends[0].kind: must be one of dllama_api, llama_server, not "vllm"'),

@@ -103,6 +103,14 @@ async def test_ollama_client_reads_models(start_backend: StartBackend, start_gat
     assert caught.value.status_code == 403
 
 
+async def test_without_backends_there_are_no_models(start_gateway: StartGateway) -> None:
+    client = ollama.AsyncClient((await start_gateway()).url)
+    assert list((await client.list()).models) == []
+    with pytest.raises(ollama.ResponseError) as caught:
+        await client.chat(MODEL, HI)
+    assert caught.value.status_code == 404
+
+
 async def test_ollama_client_calls_tools(start_backend: StartBackend, start_gateway: StartGateway) -> None:
     server = await start_backend(
         tokens=[], tool_call=("light", ['{"room"', ':"hall"}']), finish_reason="tool_calls", reasoning=["hm", "m"]
@@ -323,9 +331,10 @@ async def test_a_request_that_kills_its_backend_each_time_is_given_up(
     server = await start_backend()
     running = await start_gateway(server)
     server.faults.extend([EMPTY_REPLY] * 9)
-    status, answer, _ = await post(running, "/api/chat", CHAT)
+    status, answer, headers = await post(running, "/api/chat", CHAT)
     assert status == 502
     assert "pi1" in answer["error"]
+    assert "Retry-After" not in headers
     assert len(server.bodies) == 3
 
 
@@ -370,16 +379,18 @@ async def test_a_failure_after_the_first_token_ends_the_sse_stream_with_an_error
 
 
 @pytest.mark.parametrize(
-    ("fault", "status"), [(cut(2), 502), (hang(2), 504), (error_event(2), 502), (hang(0), 504)], ids=str
+    ("fault", "status", "retry"),
+    [(cut(2), 502, "5"), (hang(2), 504, None), (error_event(2), 502, None), (hang(0), 504, None)],
+    ids=str,
 )
 async def test_a_failure_of_a_whole_answer_has_a_status(
-    start_backend: StartBackend, start_gateway: StartGateway, fault: Fault, status: int
+    start_backend: StartBackend, start_gateway: StartGateway, fault: Fault, status: int, retry: str | None
 ) -> None:
     server = await start_backend()
     running = await start_gateway(server, timeouts={"between_tokens_s": 0.15, "first_token_s": 0.3})
     server.faults.append(fault)
-    got, answer, _ = await post(running, "/v1/chat/completions", CHAT)
-    assert got == status
+    got, answer, headers = await post(running, "/v1/chat/completions", CHAT)
+    assert (got, headers.get("Retry-After")) == (status, retry)
     assert answer["error"]["type"] == "api_error"
     # The backend was let go of, and after a probe it serves again.
     assert (await post(running, "/v1/chat/completions", CHAT))[0] == 200

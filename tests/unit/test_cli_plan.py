@@ -102,6 +102,16 @@ def test_a_file_that_is_no_plan_is_told(inventory: Path, text: str) -> None:
     assert "Traceback" not in planned.stderr
 
 
+def test_files_of_distributed_llama_that_are_not_there_are_told_before_they_are_planned_with(inventory: Path) -> None:
+    known = yaml.safe_load((ROOT / "roles/model_store/vars/catalogue.yml").read_text())["__model_store_catalogue"]
+    entry = {**known[MODEL], "dllama": "/none.dllama.json"}
+    (inventory / "group_vars/all/model_store.yml").write_text(json.dumps({"model_store_catalogue": {MODEL: entry}}))
+    done = bramble(inventory, "--write")
+    assert done.returncode == 2
+    assert f"model_store_catalogue.{MODEL}.dllama: /none.dllama.json: No such file" in done.stderr
+    assert not (inventory / "plan.json").exists()
+
+
 def test_what_if_compares_and_writes_nothing(inventory: Path) -> None:
     done = bramble(inventory, "--what-if", "network=wifi", "--what-if", "context=8192")
     assert done.returncode == 0, done.stderr

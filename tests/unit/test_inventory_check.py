@@ -106,7 +106,7 @@ def test_a_right_inventory_has_no_problems() -> None:
         model_store_models=[{"name": "a", "size": 1, "source": {"path": "/a"}}],
         model_store_catalogue={
             "my-model": {**ENTRY, "family": "llama", "layers": 1, "quantization": "Q8_0", "context": None},
-            "other_1.5": {"file": "/m.gguf", "sha256": SHA256, "bytes": 2},
+            "other_1.5": {"file": "/m.gguf", "sha256": SHA256, "bytes": 2, "dllama": "/m.dllama.json"},
         },
         os_base_tuning=[1, "two", {}],
         rpc_head_layers=ALL_LAYERS,
@@ -196,6 +196,8 @@ VALUES: list[tuple[str, Any, str]] = [
             ({"file": "/m.gguf"}, " has both url and file"),
             ({"url": "models.example/m.gguf"}, '.url is the text "models.example/m.gguf", not a URL: write one that'),
             ({"url": None, "file": "m.gguf"}, '.file is the text "m.gguf", not an absolute path'),
+            ({"dllama": "m.dllama.json"}, '.dllama is the text "m.dllama.json", not an absolute path'),
+            ({"dllama": {"file": "/m.m"}}, ".dllama is a mapping, not a path"),
         )
     ),
     ("model_store_catalogue", {"m": {"url": ENTRY["url"], "bytes": 1}}, "model_store_catalogue.m lacks sha256: add it"),

@@ -246,7 +246,7 @@ def test_slices_need_files_of_their_own() -> None:
 
 def test_the_root_of_slices_gets_its_files(tmp_path: Path) -> None:
     path = tmp_path / "small.dllama.json"
-    about: dict[str, Any] = {"name": "small", "kv_heads": 8, "context": 4096}
+    about: dict[str, Any] = {"name": "Small-Q4_0", "kv_heads": 8, "context": 4096}
     for part, file in (("model", "small.m"), ("tokenizer", "small.t")):
         about[part] = {"file": file, "sha256": "0" * 64, "bytes": 7}
     path.write_text(json.dumps(about))
@@ -254,6 +254,7 @@ def test_the_root_of_slices_gets_its_files(tmp_path: Path) -> None:
     groups, variables = host_variables(as_document(plan, {"small": str(path)}))
     assert groups == {"dllama_api": ["pi1"], "dllama_worker": ["pi2"]}
     assert variables["pi1"]["dllama_api_model_entry"]["model_path"] == str(tmp_path / "small.m")
+    assert variables["pi1"]["dllama_api_model_entry"]["name"] == "small"
     assert variables["pi1"]["dllama_api_context"] == 4096
     for text in ("{", "{}", '{"model": 7}'):
         path.write_text(text)

@@ -341,6 +341,7 @@ _ENTRY: Options = {
     "tied": {"type": "bool"},
     "experts": {"type": "int"},
     "experts_used": {"type": "int"},
+    "dllama": {"type": "path"},
 }
 # The same forms as in roles/model_store/tasks/validate.yml.
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -368,6 +369,9 @@ def _catalogue(path: str, catalogue: Catalogue) -> Iterator[str]:
             yield f"{where}.url is {_describe(url)}, not a URL: write one that starts with https://, http:// or file://"
         if file is not None and not file.startswith("/"):
             yield f"{where}.file is {_describe(file)}, not an absolute path: write the path from / on the controller"
+        dllama = entry.get("dllama")
+        if dllama is not None and not dllama.startswith("/"):
+            yield f"{where}.dllama is {_describe(dllama)}, not an absolute path: write it from / on the controller"
         if not _SHA256.fullmatch(entry["sha256"]):
             text = _describe(entry["sha256"])
             yield f"{where}.sha256 is {text}, not 64 hex digits in lower case: write what sha256sum prints for the file"

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bramble.inventory import InventoryError, read_inventory
+from bramble.model.dllama_entry import EntryError, read_entry
 from bramble.model.known import known_shape
 from bramble.model.shape import ModelShape, ShapeError
 from bramble.plan import document as documents
@@ -199,12 +200,14 @@ def question(root: Path, inventory: Path) -> Asked:
         shapes = known_shapes(catalogue)
         # First what the owner wrote: a mistake in it is told before the first measurement, too.
         wishes, preferences = inputs.wishes(wanted["plan_models"], hosts, shapes), inputs.preferences(wanted, hosts)
+        files = {name: str(entry["dllama"]) for name, entry in catalogue.items() if entry.get("dllama")}
+        _see_that_they_are_there(inventory, {wish.model: files[wish.model] for wish in wishes if wish.model in files})
         return Asked(
             cluster=inputs.cluster(hosts, found.variables, shapes),
             shapes=shapes,
             wishes=wishes,
             preferences=preferences,
-            files={name: str(entry["dllama"]) for name, entry in catalogue.items() if entry.get("dllama")},
+            files=files,
             addresses={host: _address(found.variables[host], host) for host in hosts},
             ports={host: {name: found.variables[host].get(name, PORT[name]) for name in PORT} for host in hosts},
         )
@@ -213,6 +216,15 @@ def question(root: Path, inventory: Path) -> Asked:
             f"{inventory}:\n{error}" if "\n" in str(error) else f"{inventory}: {error}",
             measured=not isinstance(error, inputs.NotMeasuredError),
         ) from error
+
+
+def _see_that_they_are_there(inventory: Path, files: Mapping[str, str]) -> None:
+    """Now, and not when a plan that names them is in force and no inventory can be read any more."""
+    for model, path in files.items():
+        try:
+            read_entry(Path(path))
+        except EntryError as error:
+            raise PlanningError(f"{inventory}: model_store_catalogue.{model}.dllama: {error}") from error
 
 
 ADDRESSES = ("cluster_network_address", "ansible_host")

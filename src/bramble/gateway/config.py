@@ -176,7 +176,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The whole file. Only `backends` has no default."""
+    """The whole file. Only `backends` has no default; without any, there are no models."""
 
     backends: tuple[BackendConfig, ...]
     listen: Listen = Listen()
@@ -219,10 +219,13 @@ class _Reader:
                     self.problem(here, str(error))
         return kind(**values) if len(self.problems) == before else None
 
-    def read_list(self, data: Any, place: str, read: Callable[[Any, str], T | None]) -> tuple[T, ...]:
-        """A non-empty list whose entries have unique names."""
-        if not isinstance(data, list) or not data:
-            self.problem(place, f"must be a list with at least one entry, not {_shown(data)}")
+    def read_list(
+        self, data: Any, place: str, read: Callable[[Any, str], T | None], *, empty: bool = False
+    ) -> tuple[T, ...]:
+        """A list, which may be empty if `empty` says so."""
+        if not isinstance(data, list) or not (data or empty):
+            wanted = "a list" if empty else "a list with at least one entry"
+            self.problem(place, f"must be {wanted}, not {_shown(data)}")
             return ()
         entries = [(f"{place}[{index}]", read(entry, f"{place}[{index}]")) for index, entry in enumerate(data)]
         return tuple(entry for _, entry in entries if entry is not None)
@@ -242,7 +245,7 @@ class _Reader:
             Config,
             data,
             "",
-            backends=lambda value, here: self.read_list(value, here, self.backend),
+            backends=lambda value, here: self.read_list(value, here, self.backend, empty=True),
             listen=lambda value, here: self.read(Listen, value, here),
             queue=lambda value, here: self.read(QueueConfig, value, here),
             timeouts=lambda value, here: self.read(Timeouts, value, here),

@@ -21,6 +21,9 @@ from .pool import BackendState
 from .queue import Lease, Queue
 from .router import Catalogue, Route
 
+# When a client may ask again whose answer broke off: about as long as a backend takes that starts again.
+RETRY_AFTER_S = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
@@ -96,10 +99,13 @@ class Exchange:
                     refused |= {lease.backend}
                 exhausted = all(target.backend in refused for target in self.route.targets)
                 if self.deltas or exhausted or self.attempts >= queue_limits.max_attempts:
+                    # A request that lost its backend before the first token, and each time, had better not come again.
+                    lost = isinstance(error, UnavailableError) and self.deltas
                     raise GatewayError(
                         502,
                         f"backend '{lease.backend}' failed: {error.detail}",
                         logged=f"backend failed: {error.reason}",
+                        retry_after_s=RETRY_AFTER_S if lost else None,
                     ) from None
             finally:
                 self._cluster.queue.release(lease)

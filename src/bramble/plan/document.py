@@ -261,9 +261,11 @@ def host_variables(document: Mapping[str, Any]) -> tuple[dict[str, list[str]], d
                     put("rpc_worker", host, {})
         elif model["placement"] == "tensor":
             try:
-                entry = read_entry(Path(str(model.get("files"))))
+                # Clients ask for it by the catalogue's name, however the file is called.
+                entry = read_entry(Path(str(model.get("files")))) | {"name": model["model"]}
             except EntryError as error:
-                raise PlanError(f"{NAME}: {model['model']}: {error}") from error
+                advice = f"bring it back, or remove {NAME} and plan again"
+                raise PlanError(f"{NAME}: {model['model']}: {error}: {advice}") from error
             put("dllama_api", head, _prefixed("dllama_api", {"model_entry": entry, "context": model["context"]}))
             for host in model["nodes"]:
                 if host != head:
