@@ -279,27 +279,36 @@ def dllama_model(file: str) -> dict[str, Any]:
 
 def backends(hosts: Sequence[str], role: str, hostvars: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What a gateway routes to: each host that serves a model with a role (src/bramble/gateway/config.py)."""
-    found = []
-    for endpoint in endpoints(hosts, role, hostvars):
-        host = endpoint["host"]
-        entry = catalogue_entry(hostvars, host, setting(hostvars, host, f"{role}_model"))
-        facts = {key: entry[key] for key in ("name", "bytes", "sha256", "family", "quantization") if key in entry}
-        if entry.get("parameters"):
-            facts["parameters"] = (
-                f"{entry['parameters'] / 1e6:.0f}M"
-                if entry["parameters"] < 1e9
-                else f"{entry['parameters'] / 1e9:.1f}B"
-            )
-        found.append(
-            {
-                "name": f"{host}-{role.replace('_', '-')}",
-                "kind": "llama_server",
-                "url": f"http://{endpoint['address']}:{endpoint['port']}",
-                "slots": setting(hostvars, host, f"{role}_slots"),
-                "models": [{**facts, "context": setting(hostvars, host, f"{role}_context")}],
-            }
-        )
-    return found
+    return [
+        {
+            "name": f"{endpoint['host']}-{role.replace('_', '-')}",
+            "kind": "dllama_api" if role == "dllama_api" else "llama_server",
+            "url": f"http://{endpoint['address']}:{endpoint['port']}",
+            # distributed-llama answers one request at a time.
+            "slots": 1 if role == "dllama_api" else setting(hostvars, endpoint["host"], f"{role}_slots"),
+            "models": [
+                {
+                    **_model_of(hostvars, endpoint["host"], role),
+                    "context": setting(hostvars, endpoint["host"], f"{role}_context"),
+                }
+            ],
+        }
+        for endpoint in endpoints(hosts, role, hostvars)
+    ]
+
+
+def _model_of(hostvars: Mapping[str, Any], host: str, role: str) -> dict[str, Any]:
+    """What a gateway is told of the model that a host serves with a role."""
+    if role == "dllama_api":
+        entry = setting(hostvars, host, "dllama_api_model_entry")
+        # No checksum: its file is not the one that llama.cpp has of the same model.
+        return {"name": entry["name"], "bytes": entry["model_bytes"], "capabilities": ["completion"]}
+    entry = catalogue_entry(hostvars, host, setting(hostvars, host, f"{role}_model"))
+    facts = {key: entry[key] for key in ("name", "bytes", "sha256", "family", "quantization") if key in entry}
+    count = entry.get("parameters")
+    if count:
+        facts["parameters"] = f"{count / 1e6:.0f}M" if count < 1e9 else f"{count / 1e9:.1f}B"
+    return facts
 
 
 def served(hostvars: Mapping[str, Any], host: str, groups: Sequence[str]) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from ansible.errors import AnsibleFilterError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bramble.gateway.config import parse_config
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -239,6 +241,37 @@ def test_a_catalogue_entry_is_the_hosts_own_or_the_roles() -> None:
         AnsibleFilterError, match=r"'mine' is not in the catalogue of pi2 .*add it to model_store_catalogue"
     ):
         FILTERS["catalogue_entry"](hostvars, "pi2", "mine")
+
+
+def test_the_backends_of_a_gateway_are_what_its_configuration_takes() -> None:
+    known = {"sha256": "0" * 64, "bytes": 5, "family": "llama", "parameters": 1_300_000_000, "quantization": "Q4_0"}
+    hostvars = {
+        "pi1": {
+            "ansible_host": "192.0.2.11",
+            "model_store_catalogue": {"mine": known},
+            "rpc_head_model": "mine",
+            "rpc_head_slots": 2,
+            "dllama_api_model_entry": {"name": "mine", "model_bytes": 7, "model_sha256": "1" * 64},
+            "dllama_api_context": 512,
+        }
+    }
+    found = [backend for role in ("rpc_head", "dllama_api") for backend in FILTERS["backends"](["pi1"], role, hostvars)]
+    split, sliced = parse_config(json.dumps({"backends": found})).backends
+    assert (split.name, split.kind, split.url, split.slots) == (
+        "pi1-rpc-head",
+        "llama_server",
+        "http://192.0.2.11:8080",
+        2,
+    )
+    assert (split.models[0].parameters, split.models[0].context) == ("1.3B", 4096)
+    assert (sliced.name, sliced.kind, sliced.url, sliced.slots) == (
+        *("pi1-dllama-api", "dllama_api", "http://192.0.2.11:9991", 1),
+    )
+    assert (sliced.models[0].name, sliced.models[0].context, sliced.models[0].capabilities) == (
+        "mine",
+        512,
+        ("completion",),
+    )
 
 
 def test_the_name_of_an_exam_is_that_in_its_records_and_follows_the_questions() -> None:
