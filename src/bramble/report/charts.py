@@ -109,6 +109,11 @@ def step(largest: float, parts: int = 5) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
 
 
+def reachable(largest: float) -> float:
+    """How far an axis goes: to the largest value, where that is one that can be drawn."""
+    return largest if 1e-300 < largest < 1e300 else 1.0
+
+
 def ticks(top: float, x: Callable[[float], float]) -> tuple[Tick, ...]:
     """Round ticks from zero to `top`, where `x` puts them."""
     distance = step(top)
@@ -129,8 +134,7 @@ def draw(chart: Chart) -> Drawing:
         reach += [each.value for each in (bar.mark, *(bar.interval or ())) if each is not None]
     if chart.limit is not None:
         reach.append(chart.limit.value)
-    largest = max(reach)
-    top = largest if 0 < largest < 1e300 else 1.0
+    top = reachable(max(reach))
     scale = (WIDTH - 2 * MARGIN - VALUE_SPACE) / top
 
     def x(value: float) -> float:
@@ -177,8 +181,7 @@ def draw(chart: Chart) -> Drawing:
 
 def draw_stacked(chart: StackedChart, width: float = WIDTH) -> StackedDrawing:
     """The chart, laid out so wide. The parts of a bar fill it: their widths are in proportion to their figures."""
-    largest = max((bar.total.value for bar in chart.bars), default=0.0)
-    top = largest if 0 < largest < 1e300 else 1.0
+    top = reachable(max((bar.total.value for bar in chart.bars), default=0.0))
     scale = (width - 2 * MARGIN - VALUE_SPACE) / top
 
     def x(value: float) -> float:

@@ -154,7 +154,7 @@ def detail_sections(groups: Sequence[Group]) -> tuple[Section, ...]:
         if len(sizes) > 1:
             text = "Not all of these were measured with prompts and answers of the same length: mind it when comparing."
             strategies.append(Note((text,)))
-        strategies.append(strategies_table(group))
+        strategies += [strategies_table(group), parts_table(group)]
         traffic += traffic_tables(group)
         if shaped_links(group):
             shaped.append(shaped_table(group))
@@ -172,46 +172,60 @@ def detail_sections(groups: Sequence[Group]) -> tuple[Section, ...]:
 
 
 def strategies_table(group: Group) -> Table:
-    ranking = rank(group.entries())
+    """What was run, and how fast it was."""
+    best = rank(group.entries()).best[:1]
     rows = []
     for run in group.runs:
         each = run.measurement
         share: Text = (UNKNOWN,)
-        for found in run.decode:
-            if ranking.best and ranking.best[0].figure.value > 0:
-                records = [each, ranking.best[0].measurement]
-                part = 100 * found.figure.value / ranking.best[0].figure.value
-                share = (percent(records, "best_share_percent", part), " %")
-        parts = {part.key: part.figure for part in run.parts(group.known)}
-        computing = [
-            (f"{part.key.short} ", part.figure) for part in run.parts(group.known) if part.key not in LEGEND_END
-        ]
+        for found in run.decode if best and best[0].figure.value > 0 else ():
+            part = 100 * found.figure.value / best[0].figure.value
+            share = (percent([each, best[0].measurement], "best_share_percent", part), " %")
         rows.append(
             (
                 Cell((run.strategy,)),
                 reference(each),
+                Cell((run.link or "as they are",)),
                 Cell((PLACEMENTS.get(run.placement, run.placement or UNKNOWN),)),
-                Cell((run.link or "as it is",)),
                 Cell(layers_text(run)),
                 Cell((run.logits or UNKNOWN,)),
                 Cell(spread_text(each, "decode")),
                 Cell(share),
                 Cell(spread_text(each, "prefill")),
-                Cell(spread_text(each, "token")),
-                Cell(listed(computing, ", ", ", ") or (UNKNOWN,)),
-                *(Cell((parts.get(key, UNKNOWN),)) for key in (WAITING, WIRE, LATENCY)),
-                Cell((run.network or UNKNOWN,)),
-                Cell((parts.get(OTHER, UNKNOWN),)),
                 Cell((each.figure("params.n_prompt") or UNKNOWN, " / ", each.figure("params.n_gen") or UNKNOWN)),
                 cell(each, "params.repetitions"),
             )
         )
     columns = (
-        *("Strategy", "Record", "Placement", "Links", "Nodes and layers", "Logits", "Decode, tok/s", "Of the best"),
-        *("Prefill, tok/s", "Token, ms", "Computing, ms", "Waiting for a core, ms", "Bytes on the wire, ms"),
-        *("Rest of the network, ms", "Network in all, ms", "Not accounted for, ms", "Prompt / generated", "Runs"),
+        *("Strategy", "Record", "Links", "Placement", "Nodes and layers", "Logits", "Decode, tok/s", "Of the best"),
+        *("Prefill, tok/s", "Prompt / generated", "Runs"),
     )
-    return Table(f"{group.model}: mean ± standard deviation; times are of one token", columns, tuple(rows))
+    return Table(f"{group.model}: mean ± standard deviation", columns, tuple(rows))
+
+
+def parts_table(group: Group) -> Table:
+    """The numbers of the charts."""
+    rows = []
+    for run in group.runs:
+        slices = run.parts(group.known)
+        computing = [(f"{part.key.short} ", part.figure) for part in slices if part.key not in LEGEND_END]
+        parts = {part.key: part.figure for part in slices}
+        rows.append(
+            (
+                Cell((run.name,)),
+                reference(run.measurement),
+                Cell(spread_text(run.measurement, "token")),
+                Cell(listed(computing, ", ", ", ") or (UNKNOWN,)),
+                *(Cell((parts.get(key, UNKNOWN),)) for key in (WAITING, WIRE, LATENCY)),
+                Cell((run.network or UNKNOWN,)),
+                Cell((parts.get(OTHER, UNKNOWN),)),
+            )
+        )
+    columns = (
+        *("Strategy", "Record", "Token", "Computing", "Waiting for a core", "Bytes on the wire"),
+        *("Rest of the network", "Network in all", "Not accounted for"),
+    )
+    return Table(f"{group.model}: ms per token", columns, tuple(rows))
 
 
 def layers_text(run: Run) -> Text:
@@ -286,7 +300,8 @@ def engines_blocks(group: Group) -> list[Block]:
     """One node, RPC and tensor parallel with the same model, each by the fastest of its number of nodes."""
     rows: list[tuple[str, Measurement, Figure, Figure | None]] = []
     for run in by_count(group):
-        words = f"{PLACEMENTS.get(run.placement, run.placement or UNKNOWN)}, {run.strategy}"
+        placement = PLACEMENTS.get(run.placement, run.placement or UNKNOWN)
+        words = placement if run.strategy in placement else f"{placement}, {run.strategy}"
         rows.append((words, run.measurement, count(run), run.token))
     singles = sort_out(group.singles, ())
     for subject in singles.subjects:
