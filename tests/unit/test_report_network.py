@@ -22,7 +22,7 @@ from bramble.report import Figure, Report, build, build_network, plain, render_h
 from bramble.report.charts import WIDE, WIDTH, draw_stacked
 from bramble.report.model import Key, Slice, StackedBar, StackedChart
 from bramble.report.reading import Measurement, rounded
-from bramble.report.strategies import LEGEND_END, OTHER, WIRE, Known, Run, family, know, shaped_rate
+from bramble.report.strategies import LEGEND_END, OTHER, WIRE, Known, Run, family, know, names_of, newest, shaped_rate
 from browser import MISSING, find_browser, open_page
 
 NOW = "2026-11-22T12:00:00Z"
@@ -70,7 +70,7 @@ def edited(record: Any, **changes: Any) -> Record:
 
 def shown(record: Any, *others: Any) -> tuple[Run, Known]:
     """A run, and what it is shown by."""
-    found = Run(Measurement(record))
+    found = Run(Measurement(record), names_of(Measurement(record)))
     pairs = {(each["host"], each["params"]["peer"]): Measurement(each) for each in others}
     return found, know([found], pairs)
 
@@ -345,7 +345,7 @@ def test_the_findings_of_the_sample() -> None:
         "That is 1.62 times the next, one node (4.49 ± 0.02) and 1.69 times even (4.32 ± 0.02)."
     )
     assert sentence(report, "Where the time of tensor").startswith(
-        "Where the time of tensor goes: of 137 ms a token, 87 % computing (pi1 119 ms); 13 % the network (18.3 ms: "
+        "Where the time of tensor goes: of 137 ms a token, 87 % computing (pi1 119 ms); 13 % on the network (18.3 ms: "
     )
     assert "All bytes take 0.231 of the 0.651 ms" in sentence(report, "Busiest link of two nodes")
     assert sentence(report, "Logits kept on the head").endswith(
@@ -398,6 +398,26 @@ def test_of_a_strategy_the_newest_counts_and_a_suspect_one_does_not() -> None:
     assert "1 of 2 records are not to be trusted" in plain(report.warnings[0].text)
     assert not any(new["id"] in figure.records and "result" in figure.metric for figure in walk(report))
     assert new["id"] in report.used
+
+
+def test_a_split_that_has_two_names_is_shown_once_and_known_by_both() -> None:
+    note = "the same split as: by memory, planned"
+    both = pipeline("even", {"pi1": 18, "pi2": 18}, minute=2)
+    both = edited(both, conditions__notes=[INVENTED, note])
+    slow = pipeline("planned", {"pi1": 18, "pi2": 18}, link="100 Mbit/s", minute=3)
+    report = told([both, slow])
+    assert sentence(report, "Fastest").startswith("Fastest for qwen3-4b-q4_k_m: even = by memory = planned (RPC")
+    assert "planned 4." in sentence(report, "Shaped links, 100 Mbit/s")
+    assert "the plan's own split" not in sentence(report, "Not measured yet")
+    # What was measured later under one of the names has that name.
+    later = told([both, pipeline("planned", {"pi1": 30, "pi2": 6}, minute=4)])
+    assert {run.names for run in newest(map(Measurement, [both, slow])) if not run.link} == {
+        ("even", "by memory", "planned")
+    }
+    assert "even = by memory (RPC: pi1 18" in sentence(later, "Fastest")
+    # And nothing is left of a record whose every name was measured anew.
+    old = pipeline("planned", {"pi1": 30, "pi2": 6}, minute=1)
+    assert told([old, both]) == told([both])
 
 
 def test_stand_ins_say_that_they_say_nothing() -> None:

@@ -29,10 +29,7 @@ PARAMS: Mapping[str, tuple[str, ...]] = {
     "quality": ("exam", "items", "api"),
     "perplexity": ("corpus", "context", "chunks"),
     "memory": (),
-    "token_time": (
-        *("strategy", "placement", "nodes", "layers", "logits", "link"),
-        *("n_prompt", "n_gen", "repetitions"),
-    ),
+    "token_time": ("strategy", "placement", "nodes", "layers", "logits", "link", "n_prompt", "n_gen", "repetitions"),
 }
 """The parameters that each kind must tell. It may tell more."""
 

@@ -33,6 +33,7 @@ from bramble.report.profile import (
     count,
     other_files,
     shaped_links,
+    shaped_rows,
     summarise,
 )
 from bramble.report.reading import UNKNOWN, Measurement, derived, latest, percent, spread_text
@@ -40,6 +41,7 @@ from bramble.report.strategies import (
     LATENCY,
     LEGEND_END,
     OTHER,
+    OTHERS,
     PLACEMENTS,
     TOKEN_TIME,
     WAITING,
@@ -70,7 +72,7 @@ def build_network(
     """
     everything = [record for host in sorted(records_by_host) for record in records_by_host[host]]
     usable = latest(record for record in everything if not record.get("suspect"))
-    runs = newest(Run(each) for each in usable if each.kind == TOKEN_TIME)
+    runs = newest(each for each in usable if each.kind == TOKEN_TIME)
     families = dict.fromkeys(family(run.measurement.model) for run in runs)
 
     def relevant(each: Measurement) -> bool:
@@ -78,7 +80,7 @@ def build_network(
 
     others = [each for each in usable if relevant(each)]
     distrusted = [
-        *(run.measurement for run in newest(Run(each) for each in latest(everything) if each.kind == TOKEN_TIME)),
+        *(run.measurement for run in newest(each for each in latest(everything) if each.kind == TOKEN_TIME)),
         *(each for each in latest(everything) if relevant(each)),
     ]
     findings = Findings(
@@ -122,7 +124,8 @@ def token_section(groups: Sequence[Group], back: Text) -> Section:
                 "A bar is the time of one generated token. Computing: the node's busiest engine thread on a core. "
                 "Waiting: that thread ready, and no core free. Network is what remains. Bytes on the wire are the part "
                 "of it that each pair's measured throughput explains; the rest is latency, and threads that have to "
-                "wake up. Of a tensor parallel run, the engine tells computing and network of the root alone.",
+                "wake up. Of a tensor parallel run the engine tells of the root alone, whose network is also what it "
+                "waits for other nodes that still compute.",
             )
         )
     ]
@@ -133,11 +136,7 @@ def token_section(groups: Sequence[Group], back: Text) -> Section:
             stacked(f"{group.model}: links as they are", group.plain, group.known, mark=marked),
             stacked(f"{group.model}: without computing", splits, group.known, computing=False, mark=marked),
         ]
-        own = {run.setting[:-1] for run in group.runs if run.link}
-        compared = [run for run in group.runs if run.setting[:-1] in own]
-        place = {link: number for number, link in enumerate(("", *shaped_links(group)))}
-        first = list(dict.fromkeys(run.setting[:-1] for run in group.runs))
-        compared.sort(key=lambda run: (first.index(run.setting[:-1]), place[run.link]))
+        compared = [run for row in shaped_rows(group) if any(row[1:]) for run in row if run is not None]
         charts.append(stacked(f"{group.model}: with shaped links", compared, group.known, mark=marked))
         blocks += [chart for chart in charts if chart is not None]
     blocks.append(Paragraph(back))
@@ -150,8 +149,9 @@ def detail_sections(groups: Sequence[Group]) -> tuple[Section, ...]:
     shaped: list[Block] = []
     engines: list[Block] = []
     for group in groups:
-        sizes = {tuple(map(run.measurement.value, ("params.n_prompt", "params.n_gen"))) for run in group.runs}
-        if len(sizes) > 1:
+        # Each engine's tokenizer cuts a prompt its own way.
+        sizes = {(*run.engine, *map(run.measurement.value, ("params.n_prompt", "params.n_gen"))) for run in group.runs}
+        if len(sizes) > len({run.engine for run in group.runs}):
             text = "Not all of these were measured with prompts and answers of the same length: mind it when comparing."
             strategies.append(Note((text,)))
         strategies += [strategies_table(group), parts_table(group)]
@@ -216,7 +216,8 @@ def parts_table(group: Group) -> Table:
                 reference(run.measurement),
                 Cell(spread_text(run.measurement, "token")),
                 Cell(listed(computing, ", ", ", ") or (UNKNOWN,)),
-                *(Cell((parts.get(key, UNKNOWN),)) for key in (WAITING, WIRE, LATENCY)),
+                *(Cell((parts.get(key, UNKNOWN),)) for key in (WAITING, WIRE)),
+                Cell((parts.get(LATENCY, parts.get(OTHERS, UNKNOWN)),)),
                 Cell((run.network or UNKNOWN,)),
                 Cell((parts.get(OTHER, UNKNOWN),)),
             )
@@ -273,11 +274,8 @@ def traffic_tables(group: Group) -> list[Block]:
 
 def shaped_table(group: Group) -> Table:
     """Tokens/s, and the share of what the strategy does over links as they are."""
-    links = ("", *shaped_links(group))
-    runs = {run.setting: run for run in group.runs}
     rows = []
-    for own in dict.fromkeys(run.setting[:-1] for run in group.runs):
-        found = [runs.get((*own, link)) for link in links]
+    for found in shaped_rows(group):
         first = next(run for run in found if run is not None)
         cells = []
         for run in found:
@@ -293,7 +291,7 @@ def shaped_table(group: Group) -> Table:
             cells.append(Cell(flat(spread_text(run.measurement, "decode"), share)))
         rows.append((Cell((f"{first.strategy} ({first.where})",)), *cells))
     caption = f"{group.model}: decode in tok/s, and of the same over links as they are"
-    return Table(caption, ("Strategy \\ links", *(link or "as they are" for link in links)), tuple(rows))
+    return Table(caption, ("Strategy \\ links", "as they are", *shaped_links(group)), tuple(rows))
 
 
 def engines_blocks(group: Group) -> list[Block]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bramble.report.answers import caveat, doubt, stand_in
@@ -24,6 +24,7 @@ from bramble.report.strategies import (
     LEGEND_END,
     NETWORK,
     OTHER,
+    OTHERS,
     PLACEMENTS,
     RATE,
     WAITING,
@@ -113,7 +114,7 @@ def fastest_statement(group: Group) -> Statement | None:
         run = group.run(found)
         if run.placement == "replica" and not any(each.placement == "replica" for each in rivals):
             rivals.setdefault(run, "")
-        if run.strategy == "even":
+        if "even" in run.names:
             rivals.setdefault(run, "")
     top = ranking.best[0]
     compared: list[Text] = []
@@ -162,17 +163,17 @@ def time_statement(run: Run, known: Known) -> Statement | None:
         each = [(f"{part.key.short} ", part.figure) for part in computing]
         total = math.fsum(part.figure.value for part in computing)
         told.append((share("compute", total), " % computing (", *listed(each), " ms)"))
-    words = {WAITING: "waiting for a core", NETWORK: "the network", OTHER: "not accounted for"}
+    words = {WAITING: "waiting for a core", NETWORK: "on the network", OTHER: "not accounted for"}
     told += [
         (share(part.key.look, part.figure.value), f" % {words[part.key]} (", part.figure, " ms)")
         for part in parts
         if part.key in words
     ]
-    wire = [part.figure for part in parts if part.key in (WIRE, LATENCY)]
-    if wire and run.network is not None:
-        split = listed([(part.figure, f" ms {part.key.name}") for part in parts if part.key in (WIRE, LATENCY)])
-        total = math.fsum(figure.value for figure in wire)
-        told.append((share("network", total), " % the network (", run.network, " ms: ", *split, ")"))
+    network = [part for part in parts if part.key in (WIRE, LATENCY, OTHERS)]
+    if network and run.network is not None:
+        split = listed([(part.figure, f" ms {part.key.name}") for part in network])
+        total = math.fsum(part.figure.value for part in network)
+        told.append((share("network", total), " % on the network (", run.network, " ms: ", *split, ")"))
     label = f"Where the time of {run.strategy} goes"
     return concluded(label, records, "of ", token, " ms a token, ", joined(told), ".")
 
@@ -191,11 +192,12 @@ def link_statement(run: Run, known: Known) -> Statement | None:
         return concluded(f"Busiest link of {run.strategy}", records, told, MEASURE_PAIRS)
     told = (*told, ", which take ", busiest.wire, " ms at ", busiest.up, " / ", busiest.down, " Mbit/s")
     parts = {part.key: part.figure for part in run.parts(known)}
-    wire, latency = parts.get(WIRE), parts.get(LATENCY)
+    wire, latency = parts.get(WIRE), parts.get(LATENCY, parts.get(OTHERS))
+    waiting = "latency and waking up" if LATENCY in parts else "latency and waiting for the other nodes"
     if wire is not None and run.network is not None:
         told = (*told, ". All bytes take ", wire, " of the ", run.network, " ms that the network takes")
     if latency is not None and (wire is None or latency.value > wire.value):
-        told = (*told, "; the rest, ", latency, " ms, is latency and waking up, which faster links would not shorten")
+        told = (*told, "; the rest, ", latency, f" ms, is {waiting}, which faster links would not shorten")
     elif wire is not None:
         told = (*told, "; throughput is what it waits for most")
     return concluded(f"Busiest link of {run.strategy}", records, told, ".")
@@ -211,10 +213,10 @@ def logits_statement(group: Group) -> Statement | None:
     for worker in group.plain:
         if worker.logits != "worker":
             continue
-        for head in sorted(group.plain, key=lambda run: run.strategy != "planned"):
+        for head in sorted(group.plain, key=lambda run: "planned" not in run.names):
             alike = ("placement", "nodes", "layers", "n_prompt", "n_gen")
             same = all(head.measurement.params.get(name) == worker.measurement.params.get(name) for name in alike)
-            if head.logits == "head" and same and head.setting[:2] == worker.setting[:2]:
+            if head.logits == "head" and same and head.engine == worker.engine:
                 return _logits(head, worker, group.known)
     return None
 
@@ -289,13 +291,31 @@ def shaped_links(group: Group) -> tuple[str, ...]:
     return tuple(sorted({run.link for run in group.runs if run.link}, key=order))
 
 
+def shaped_rows(group: Group) -> list[list[Run | None]]:
+    """Each strategy's runs: over links as they are, then over each of `shaped_links`; None where there is none."""
+    rows: list[list[Run | None]] = [[run, *(None for _ in shaped_links(group))] for run in group.plain]
+    for place, link in enumerate(shaped_links(group), 1):
+        for run in (each for each in group.runs if each.link == link):
+            row = next((row for row in rows if row[0] is not None and run.plain(row[0])), None)
+            row = row or next((row for row in rows if row[0] is None and _alike(run, row)), None)
+            if row is None or row[place] is not None:
+                row = [None] * (1 + len(shaped_links(group)))
+                rows.append(row)
+            row[place] = run
+    return rows
+
+
+def _alike(run: Run, row: Sequence[Run | None]) -> bool:
+    return any(each is not None and each.engine == run.engine and each.names == run.names for each in row)
+
+
 def shaped_statement(group: Group, link: str) -> Statement | None:
     """What a shaped link costs each strategy, by its record over the link as it is."""
     told: list[Text] = []
     same: list[Text] = []
     records: list[Measurement] = []
     for run in (each for each in group.runs if each.link == link):
-        for plain in (each for each in group.plain if each.setting[:-1] == run.setting[:-1]):
+        for plain in (each for each in group.plain if run.plain(each)):
             for after, before in zip(run.decode, plain.decode, strict=False):
                 if before.figure.value <= 0:
                     continue
@@ -325,7 +345,7 @@ def surplus_statement(group: Group) -> Statement | None:
 def missing_statement(group: Group) -> Statement | None:
     """One sentence for all that no record tells."""
     wanted: list[tuple[str, Iterable[object]]] = [
-        ("the plan's own split", (run for run in group.plain if run.strategy == "planned")),
+        ("the plan's own split", (run for run in group.plain if "planned" in run.names)),
         ("one node alone", (run for run in group.plain if run.placement == "replica")),
         ("RPC", (run for run in group.plain if run.placement == "rpc")),
         ("tensor parallel", (run for run in group.plain if run.placement == "tensor")),

@@ -20,6 +20,7 @@ QUANTIZATION = re.compile(r"(?<![a-z0-9])(?:i?q[1-8](?:0|(?:_[0-9a-z]{1,2})+)|b?
 RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG])bit/s", re.IGNORECASE)
 DELAY = re.compile(r"\+\s*(\d+(?:\.\d+)?)\s*(ms|us|µs)")
 MBIT = {"k": 1e-3, "m": 1.0, "g": 1e3}
+SAME_SPLIT = "the same split as: "  # How a record's note names other strategies that it speaks for.
 LEAST_SHARE = 0.001  # A rest of the token's time that is less is rounding.
 
 type Pairs = Mapping[tuple[str, str], Measurement]
@@ -43,30 +44,31 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A record of the kind `token_time`, with what the page asks of it. Figures in ms and B per token."""
+    """A record of the kind `token_time`, with what the page asks of it. Figures in ms and B per token.
+
+    ``names``: of the strategies that it speaks for.
+    """
 
     measurement: Measurement
+    names: tuple[str, ...]
 
     @property
     def strategy(self) -> str:
-        return self._text("strategy") or UNKNOWN
+        """Its names: of strategies that make the same split, one is measured."""
+        return " = ".join(self.names)
 
     @property
     def placement(self) -> str:
-        return self._text("placement")
+        return param(self.measurement, "placement")
 
     @property
     def link(self) -> str:
         """How the links were shaped; empty if they were as they are."""
-        return self._text("link")
+        return param(self.measurement, "link")
 
     @property
     def logits(self) -> str:
-        return self._text("logits")
-
-    def _text(self, name: str) -> str:
-        value = self.measurement.params.get(name)
-        return value if isinstance(value, str) else ""
+        return param(self.measurement, "logits")
 
     @cached_property
     def nodes(self) -> tuple[str, ...]:
@@ -98,9 +100,13 @@ class Run:
         return self.strategy + (f", {self.link}" if self.link else "")
 
     @property
-    def setting(self) -> tuple[str, ...]:
-        """What is one row of the page: of runs of the same, the newest counts."""
-        return family(self.measurement.model), self.measurement.engine, self.placement, self.strategy, self.link
+    def engine(self) -> tuple[str, ...]:
+        """What ran: the model, the engine, and how its nodes worked together."""
+        return family(self.measurement.model), self.measurement.engine, self.placement
+
+    def plain(self, other: Run) -> bool:
+        """Whether the other is the same over links as they are."""
+        return not other.link and self.engine == other.engine and not set(self.names).isdisjoint(other.names)
 
     def main(self, name: str, unit: str) -> Figure | None:
         """A result's main number in that unit; None if there is none, or in another unit."""
@@ -204,7 +210,8 @@ class Run:
         if self.network is not None and wire is not None:
             rest = max(self.network.value - wire.value, 0.0)
             records = [self.measurement, *(each.pair for each in links if each.pair is not None)]
-            found += [Slice(WIRE, wire), Slice(LATENCY, derived(records, "latency_ms", rest))]
+            left = OTHERS if self.placement == "tensor" else LATENCY
+            found += [Slice(WIRE, wire), Slice(left, derived(records, "latency_ms", rest))]
         elif self.network is not None:
             found.append(Slice(NETWORK, self.network))
         found = [each for each in found if each.figure.value > 0]
@@ -225,9 +232,10 @@ class Run:
 WAITING = Key("waiting for a core", "core", "waiting")
 WIRE = Key("bytes on the wire", "wire", "wire")
 LATENCY = Key("rest of the network: latency, waking up", "latency", "latency")
-NETWORK = Key("network", "network", "latency")
+OTHERS = Key("rest of the network, and waiting for the other nodes", "others", "others")
+NETWORK = Key("network", "network", "network")
 OTHER = Key("not accounted for", "other", "other")
-LEGEND_END = (WAITING, WIRE, LATENCY, NETWORK, OTHER)
+LEGEND_END = (WAITING, WIRE, LATENCY, OTHERS, NETWORK, OTHER)
 
 
 @dataclass(frozen=True)
@@ -272,16 +280,35 @@ def shaped_rate(link: str) -> float | None:
     return math.inf if not link or DELAY.search(link) else None
 
 
-def newest(runs: Iterable[Run]) -> tuple[Run, ...]:
-    """Of each setting the newest: those over links as they are before others, the fastest first."""
-    kept: dict[tuple[str, ...], Run] = {}
-    for run in sorted(runs, key=lambda each: each.measurement.age):
-        kept[run.setting] = run
+def param(record: Measurement, name: str) -> str:
+    """A parameter that is a text; empty if it is none."""
+    value = record.params.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def names_of(record: Measurement) -> tuple[str, ...]:
+    """The strategies that a record speaks for: its own, and those that its notes call the same split."""
+    own = param(record, "strategy") or UNKNOWN
+    same = [note.removeprefix(SAME_SPLIT).split(", ") for note in record.notes if note.startswith(SAME_SPLIT)]
+    return tuple(dict.fromkeys([own, *(name for names in same for name in names)]))
+
+
+def newest(records: Iterable[Measurement]) -> tuple[Run, ...]:
+    """Of each strategy over each link, by engine and model, the newest: over links as they are first, and the fastest
+    first."""
+    kept: dict[tuple[str, ...], Measurement] = {}
+    for record in sorted(records, key=lambda each: each.age):
+        what = family(record.model), record.engine, param(record, "placement"), param(record, "link")
+        kept |= {(*what, name): record for name in names_of(record)}
+    spoken: dict[Measurement, set[str]] = {}
+    for setting, record in kept.items():
+        spoken.setdefault(record, set()).add(setting[-1])
+    runs = [Run(each, tuple(name for name in names_of(each) if name in spoken[each])) for each in spoken]
 
     def order(run: Run) -> tuple[bool, float, str, str]:
         return bool(run.link), math.inf if run.token is None else run.token.value, run.name, run.measurement.id
 
-    return tuple(sorted(kept.values(), key=order))
+    return tuple(sorted(runs, key=order))
 
 
 def stacked(
