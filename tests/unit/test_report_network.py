@@ -268,11 +268,20 @@ def test_a_stacked_drawing_stays_in_its_frame(found: list[Any], width: float) ->
     assert all(0 <= tick.x <= width for tick in drawn.ticks)
 
 
+def test_a_part_that_took_no_time_is_told_and_not_drawn() -> None:
+    record = edited(pipeline("even", {"pi1": 18, "pi2": 18}), result__network=value(0, "ms"))
+    found, known = shown(record, pair("pi1", "pi2"))
+    assert WIRE in [part.key for part in found.told(known)]
+    assert WIRE not in [part.key for part in found.parts(known)]
+    assert "All bytes take" not in sentence(told([record, pair("pi1", "pi2")]), "Busiest link")
+
+
 def test_parts_that_are_more_than_the_whole_are_told() -> None:
     record = pipeline("even", {"pi1": 18, "pi2": 18})
     more = edited(record, result__compute_pi2=value(record["result"]["token"]["mean"], "ms"))
     surplus = sentence(told([more]), "Parts that are more than the whole")
     assert "even by " in surplus
+    assert "ms a token (its parts, measured one by one, are " in sentence(told([more]), "Where the time of even goes")
     assert not [each for each in sentences(told([record])) if each.startswith("Parts that")]
 
 
@@ -406,13 +415,13 @@ def test_a_split_that_has_two_names_is_shown_once_and_known_by_both() -> None:
     both = edited(both, conditions__notes=[INVENTED, note])
     slow = pipeline("planned", {"pi1": 18, "pi2": 18}, link="100 Mbit/s", minute=3)
     report = told([both, slow])
-    assert sentence(report, "Fastest").startswith("Fastest for qwen3-4b-q4_k_m: even = by memory = planned (RPC")
+    assert sentence(report, "Fastest").startswith("Fastest for qwen3-4b-q4_k_m: planned = even = by memory (RPC")
     assert "planned 4." in sentence(report, "Shaped links, 100 Mbit/s")
     assert "the plan's own split" not in sentence(report, "Not measured yet")
     # What was measured later under one of the names has that name.
     later = told([both, pipeline("planned", {"pi1": 30, "pi2": 6}, minute=4)])
     assert {run.names for run in newest(map(Measurement, [both, slow])) if not run.link} == {
-        ("even", "by memory", "planned")
+        ("planned", "even", "by memory")
     }
     assert "even = by memory (RPC: pi1 18" in sentence(later, "Fastest")
     # And nothing is left of a record whose every name was measured anew.

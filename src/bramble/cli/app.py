@@ -298,7 +298,7 @@ def report(
 ) -> None:
     """Write what was measured as a page, baseline.html, and its twin in Markdown.
 
-    Where it was measured where a token's time goes, also network.html: strategies of splitting a model, links, engines.
+    With records of where a token's time goes, network.html too: strategies of splitting a model, links, engines.
     """
     from bramble.cli.report import ReportError, show_report
 

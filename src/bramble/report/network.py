@@ -207,7 +207,7 @@ def parts_table(group: Group) -> Table:
     """The numbers of the charts."""
     rows = []
     for run in group.runs:
-        slices = run.parts(group.known)
+        slices = run.told(group.known)
         computing = [(f"{part.key.short} ", part.figure) for part in slices if part.key not in LEGEND_END]
         parts = {part.key: part.figure for part in slices}
         rows.append(
@@ -299,7 +299,7 @@ def engines_blocks(group: Group) -> list[Block]:
     rows: list[tuple[str, Measurement, Figure, Figure | None]] = []
     for run in by_count(group):
         placement = PLACEMENTS.get(run.placement, run.placement or UNKNOWN)
-        words = placement if run.strategy in placement else f"{placement}, {run.strategy}"
+        words = placement if run.short in placement else f"{placement}, {run.short}"
         rows.append((words, run.measurement, count(run), run.token))
     singles = sort_out(group.singles, ())
     for subject in singles.subjects:

@@ -26,6 +26,7 @@ from bramble.report.strategies import (
     OTHER,
     OTHERS,
     PLACEMENTS,
+    PLANNED,
     RATE,
     WAITING,
     WIRE,
@@ -122,7 +123,7 @@ def fastest_statement(group: Group) -> Statement | None:
         for found in run.decode:
             ratio, speed = times(top, found), spread_text(run.measurement, "decode")
             if ratio:
-                compared.append((*ratio, f" times {before}{run.strategy} (", *speed, ")"))
+                compared.append((*ratio, f" times {before}{run.short} (", *speed, ")"))
     if compared:
         first = top.name if len(ranking.best) > 1 else "That"
         told = flat(told, f". {first} is ", listed(compared))
@@ -174,8 +175,10 @@ def time_statement(run: Run, known: Known) -> Statement | None:
         split = listed([(part.figure, f" ms {part.key.name}") for part in network])
         total = math.fsum(part.figure.value for part in network)
         told.append((share("network", total), " % on the network (", run.network, " ms: ", *split, ")"))
-    label = f"Where the time of {run.strategy} goes"
-    return concluded(label, records, "of ", token, " ms a token, ", joined(told), ".")
+    label = f"Where the time of {run.short} goes"
+    surplus = run.surplus(known)
+    more: Text = () if surplus is None else (" (its parts, measured one by one, are ", surplus, " ms more)")
+    return concluded(label, records, "of ", token, " ms a token", more, ", ", joined(told), ".")
 
 
 def link_statement(run: Run, known: Known) -> Statement | None:
@@ -189,7 +192,7 @@ def link_statement(run: Run, known: Known) -> Statement | None:
     told: Text = (f"{run.head} → {busiest.peer} carries ", *carried)
     if busiest.wire is None or busiest.up is None or busiest.down is None:
         told = (*told, "; how long they take is not known, for no record tells this pair's throughput. ")
-        return concluded(f"Busiest link of {run.strategy}", records, told, MEASURE_PAIRS)
+        return concluded(f"Busiest link of {run.short}", records, told, MEASURE_PAIRS)
     told = (*told, ", which take ", busiest.wire, " ms at ", busiest.up, " / ", busiest.down, " Mbit/s")
     parts = {part.key: part.figure for part in run.parts(known)}
     wire, latency = parts.get(WIRE), parts.get(LATENCY, parts.get(OTHERS))
@@ -200,7 +203,7 @@ def link_statement(run: Run, known: Known) -> Statement | None:
         told = (*told, "; the rest, ", latency, f" ms, is {waiting}, which faster links would not shorten")
     elif wire is not None:
         told = (*told, "; throughput is what it waits for most")
-    return concluded(f"Busiest link of {run.strategy}", records, told, ".")
+    return concluded(f"Busiest link of {run.short}", records, told, ".")
 
 
 def amount(link: Link) -> float:
@@ -213,7 +216,7 @@ def logits_statement(group: Group) -> Statement | None:
     for worker in group.plain:
         if worker.logits != "worker":
             continue
-        for head in sorted(group.plain, key=lambda run: "planned" not in run.names):
+        for head in sorted(group.plain, key=lambda run: PLANNED not in run.names):
             alike = ("placement", "nodes", "layers", "n_prompt", "n_gen")
             same = all(head.measurement.params.get(name) == worker.measurement.params.get(name) for name in alike)
             if head.logits == "head" and same and head.engine == worker.engine:
@@ -253,7 +256,7 @@ def engines_statement(group: Group) -> Statement | None:
         return None
 
     def shown(run: Run) -> Text:
-        return (*spread_text(run.measurement, "decode"), " tok/s over ", count(run), f" nodes ({run.strategy})")
+        return (*spread_text(run.measurement, "decode"), " tok/s over ", count(run), f" nodes ({run.short})")
 
     best = found[max(tensor, key=lambda run: (found[run].figure.value, run.name))]
     other = found[max(rpc, key=lambda run: (found[run].figure.value, run.name))]
@@ -320,7 +323,7 @@ def shaped_statement(group: Group, link: str) -> Statement | None:
                 if before.figure.value <= 0:
                     continue
                 records += [run.measurement, plain.measurement]
-                speeds: Text = (f"{run.strategy} ", after.figure, " instead of ", before.figure, " tok/s")
+                speeds: Text = (f"{run.short} ", after.figure, " instead of ", before.figure, " tok/s")
                 if not differ(after, before):
                     same.append(speeds)
                     continue
@@ -337,7 +340,7 @@ def surplus_statement(group: Group) -> Statement | None:
     found = [(run, figure) for run in group.runs if (figure := run.surplus(group.known)) is not None]
     if not found:
         return None
-    told = listed([(f"{run.name} by ", figure, " ms") for run, figure in found])
+    told = listed([(f"{run.short}{f', {run.link}' if run.link else ''} by ", figure, " ms") for run, figure in found])
     text = ". Their bars are as long as the token took, and show the parts in proportion."
     return say(Strong("Parts that are more than the whole"), ": ", told, text, tone=Tone.WARNING)
 
@@ -345,7 +348,7 @@ def surplus_statement(group: Group) -> Statement | None:
 def missing_statement(group: Group) -> Statement | None:
     """One sentence for all that no record tells."""
     wanted: list[tuple[str, Iterable[object]]] = [
-        ("the plan's own split", (run for run in group.plain if "planned" in run.names)),
+        ("the plan's own split", (run for run in group.plain if PLANNED in run.names)),
         ("one node alone", (run for run in group.plain if run.placement == "replica")),
         ("RPC", (run for run in group.plain if run.placement == "rpc")),
         ("tensor parallel", (run for run in group.plain if run.placement == "tensor")),

@@ -20,6 +20,7 @@ QUANTIZATION = re.compile(r"(?<![a-z0-9])(?:i?q[1-8](?:0|(?:_[0-9a-z]{1,2})+)|b?
 RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG])bit/s", re.IGNORECASE)
 DELAY = re.compile(r"\+\s*(\d+(?:\.\d+)?)\s*(ms|us|µs)")
 MBIT = {"k": 1e-3, "m": 1.0, "g": 1e3}
+PLANNED = "planned"
 SAME_SPLIT = "the same split as: "  # How a record's note names other strategies that it speaks for.
 LEAST_SHARE = 0.001  # A rest of the token's time that is less is rounding.
 
@@ -54,8 +55,13 @@ class Run:
 
     @property
     def strategy(self) -> str:
-        """Its names: of strategies that make the same split, one is measured."""
+        """All its names: of strategies that make the same split, one is measured."""
         return " = ".join(self.names)
+
+    @property
+    def short(self) -> str:
+        """One of its names."""
+        return self.names[0]
 
     @property
     def placement(self) -> str:
@@ -124,12 +130,12 @@ class Run:
     @property
     def decode(self) -> tuple[Entry, ...]:
         """Its speed as a competitor: of one, or of none if it is not known."""
-        return tuple(entry(self.strategy, self.measurement, "decode"))
+        return tuple(entry(self.short, self.measurement, "decode"))
 
     @property
     def time(self) -> tuple[Entry, ...]:
         """The time of a token as a competitor: of one, or of none."""
-        return tuple(entry(self.strategy, self.measurement, "token")) if self.token is not None else ()
+        return tuple(entry(self.short, self.measurement, "token")) if self.token is not None else ()
 
     def by_node(self, prefix: str, unit: str) -> dict[str, Figure]:
         """The figures whose names end with a node's: those of the run first, in their order, then others."""
@@ -196,6 +202,10 @@ class Run:
         return derived(sources, "wire_ms", min(math.fsum(known), max(self.network.value, 0.0)))
 
     def parts(self, known: Known) -> tuple[Slice, ...]:
+        """`told` without what took no time."""
+        return tuple(part for part in self.told(known) if part.figure.value > 0)
+
+    def told(self, known: Known) -> tuple[Slice, ...]:
         """The parts of a token's time, in the order of the chart; one below zero counts as none.
 
         Their sum is the token's time, but where what was measured of the parts is more.
@@ -214,7 +224,7 @@ class Run:
             found += [Slice(WIRE, wire), Slice(left, derived(records, "latency_ms", rest))]
         elif self.network is not None:
             found.append(Slice(NETWORK, self.network))
-        found = [each for each in found if each.figure.value > 0]
+        found = [each for each in found if each.figure.value >= 0]
         if self.token is not None:
             rest = self.token.value - math.fsum(each.figure.value for each in found)
             if rest > LEAST_SHARE * self.token.value:
@@ -287,10 +297,12 @@ def param(record: Measurement, name: str) -> str:
 
 
 def names_of(record: Measurement) -> tuple[str, ...]:
-    """The strategies that a record speaks for: its own, and those that its notes call the same split."""
+    """The strategies that a record speaks for: its own, and those that its notes call the same split. What is deployed
+    comes first."""
     own = param(record, "strategy") or UNKNOWN
     same = [note.removeprefix(SAME_SPLIT).split(", ") for note in record.notes if note.startswith(SAME_SPLIT)]
-    return tuple(dict.fromkeys([own, *(name for names in same for name in names)]))
+    found = dict.fromkeys([own, *(name for names in same for name in names)])
+    return tuple(sorted(found, key=lambda name: name != PLANNED))
 
 
 def newest(records: Iterable[Measurement]) -> tuple[Run, ...]:
