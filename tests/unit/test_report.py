@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_pages import Page, value_at
 
 from bramble.cli.report import ReportError, write_report
 from bramble.records.schema import KINDS, LARGEST, SMALLEST, check, identify
@@ -31,7 +31,6 @@ from browser import MISSING, find_browser, open_page
 type Json = dict[str, Any]
 RECORDS = Path(__file__).parent / "report_records"
 NOW = "2026-11-21T12:00:00Z"
-VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 def sample() -> dict[str, list[Any]]:
@@ -75,55 +74,6 @@ def sentence(report: Report, start: str) -> str:
     found = [each for each in sentences(report) if each.startswith(start)]
     assert len(found) == 1, sentences(report)
     return found[0]
-
-
-class Page(HTMLParser):
-    """Reads a page strictly: every element is closed in turn, ids are unique. Collects what tests ask for."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.figures: list[tuple[str, str, str, str]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        assert len(self.ids) == len(set(self.ids))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        assert len(found) == len(attrs), f"<{tag}> has an attribute twice"
-        self.elements.append((tag, found))
-        self.ids += [found["id"] or ""] if "id" in found else []
-        if tag not in VOID:
-            self.open.append(tag)
-        if "data-record" in found:
-            self.figures.append((found["data-record"] or "", found["data-metric"] or "", found["data-value"] or "", ""))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-        inside_figure = (
-            self.elements and "data-record" in self.elements[-1][1] and self.open[-1:] in (["span"], ["text"])
-        )
-        if inside_figure and self.figures and not self.figures[-1][3]:
-            self.figures[-1] = (*self.figures[-1][:3], data)
-
-
-def value_at(record: Json, path: str) -> Any:
-    for key in path.split("."):
-        record = record[key]
-    return record
 
 
 # --- Numbers

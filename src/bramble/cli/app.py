@@ -289,13 +289,22 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", help="The directory to write it to, if not the inventory's report/.")
     ] = None,
+    network: Annotated[
+        bool,
+        typer.Option(
+            "--network", help="Print where a token's time goes, by strategy of splitting: the findings of network.html."
+        ),
+    ] = False,
 ) -> None:
-    """Write what was measured as a page, baseline.html, and its twin in Markdown."""
+    """Write what was measured as a page, baseline.html, and its twin in Markdown.
+
+    With records of where a token's time goes, network.html too: strategies of splitting a model, links, engines.
+    """
     from bramble.cli.report import ReportError, show_report
 
     directory = Path(inventory_path(find_root(), inventory))
     try:
-        show_report(directory, output, console=stdout_console(), errors=stderr_console())
+        show_report(directory, output, network=network, console=stdout_console(), errors=stderr_console())
     except ReportError as error:
         raise CliError(str(error)) from error
 

@@ -13,9 +13,9 @@ from rich.markup import escape
 
 from bramble.records import Record
 from bramble.records.store import load
-from bramble.report import Report, build, plain, render_html, render_markdown
+from bramble.report import TOKEN_TIME, Report, build, build_network, plain, render_html, render_markdown
 
-HTML, MARKDOWN = "baseline.html", "baseline.md"
+BASELINE, NETWORK = "baseline", "network"
 
 
 class ReportError(Exception):
@@ -24,8 +24,8 @@ class ReportError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Where the two pages are, what they hold, a sentence for each line of the files that is no record, and whether
-    the pages differ from those that were there."""
+    """Where a page and its twin are, what they hold, a sentence for each line of the files that is no record, and
+    whether any page differs from the one that was there."""
 
     html: Path
     markdown: Path
@@ -34,13 +34,15 @@ class Written:
     changed: bool
 
 
-def show_report(inventory: Path, output: Path | None, *, console: Console, errors: Console) -> None:
-    """Write the report, print its answers and where it is.
+def show_report(
+    inventory: Path, output: Path | None, *, network: bool = False, console: Console, errors: Console
+) -> None:
+    """Write the report, print its answers, or with ``network`` those of the page on the network, and where it is.
 
     Raises:
         ReportError: it could not be written.
     """
-    written = write_report(inventory, output)
+    written = write_report(inventory, output, network=network)
     for problem in written.problems:
         errors.print(f"[yellow]warning:[/] {escape(problem)}", soft_wrap=True)
     for note in written.report.warnings:
@@ -51,12 +53,16 @@ def show_report(inventory: Path, output: Path | None, *, console: Console, error
     console.print(f"\n{told}:\n  {escape(str(written.html))}\n  {escape(str(written.markdown))}", soft_wrap=True)
 
 
-def write_report(inventory: Path, output: Path | None = None, *, now: datetime | None = None) -> Written:
-    """Write `baseline.html` and `baseline.md` from the inventory's records.
+def write_report(
+    inventory: Path, output: Path | None = None, *, network: bool = False, now: datetime | None = None
+) -> Written:
+    """Write `baseline.html` and `baseline.md` from the inventory's records, and `network.html` and `network.md`, where
+    there are records of the kind `token_time` or they are asked for: the pages link to each other.
 
     Args:
         inventory: the inventory's directory, or a file in it.
         output: the directory to write to; `report` in the inventory if None.
+        network: whether the page on the network is asked for, and returned.
         now: the time that the pages give. If None, that of the newest record: the same records make the same pages.
 
     Raises:
@@ -66,20 +72,29 @@ def write_report(inventory: Path, output: Path | None = None, *, now: datetime |
     target = directory / "report" if output is None else output.absolute()
     measured = directory / "measured"
     records, problems = load(measured)
-    report = build(
-        records,
-        generated_at=now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if now else newest(records),
-        cluster=directory.name,
-        measured=Path(os.path.relpath(measured.resolve(), target.resolve())).as_posix(),
-        unreadable=len(problems),
-    )
+    profiled = any(record["kind"] == TOKEN_TIME for found in records.values() for record in found)
+    reports = {
+        page: make(
+            records,
+            generated_at=now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if now else newest(records),
+            cluster=directory.name,
+            measured=Path(os.path.relpath(measured.resolve(), target.resolve())).as_posix(),
+            unreadable=len(problems),
+        )
+        for page, make in ((BASELINE, build), (NETWORK, build_network))
+        if page == BASELINE or network or profiled
+    }
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReportError(f"{target}: cannot be made: {error.strerror}; name a directory with --output") from error
-    pages = {target / HTML: render_html(report), target / MARKDOWN: render_markdown(report)}
-    changed = [path for path, text in pages.items() if _write(path, text)]
-    return Written(target / HTML, target / MARKDOWN, report, tuple(problems), bool(changed))
+    changed = [
+        _write(target / f"{page}.{suffix}", render(report))
+        for page, report in reports.items()
+        for suffix, render in (("html", render_html), ("md", render_markdown))
+    ]
+    page = NETWORK if network else BASELINE
+    return Written(target / f"{page}.html", target / f"{page}.md", reports[page], tuple(problems), any(changed))
 
 
 def newest(records: Mapping[str, Sequence[Record]]) -> str:

@@ -46,13 +46,21 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link: to another part of the page (``#…``) or to a file beside it. `build` makes no others."""
+    """A link: to another part of the page (``#…``) or to a file beside it. No others are made."""
 
     text: str
     target: str
 
 
-type Part = str | Figure | Strong | Code | Link
+@dataclass(frozen=True, slots=True)
+class PageLink:
+    """A link to another page of the report, by its name without suffix: to its HTML, and from the twin to its twin."""
+
+    text: str
+    page: str
+
+
+type Part = str | Figure | Strong | Code | Link | PageLink
 type Text = tuple[Part, ...]
 
 
@@ -124,11 +132,47 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
+class Key:
+    """What a part of a bar stands for. ``short`` is what fits into the part, ``look`` a class of the style."""
+
+    name: str
+    short: str
+    look: str
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of a bar; its figure is not below zero."""
+
+    key: Key
+    figure: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class StackedBar:
+    """A bar as long as ``total``, cut into its slices in proportion to their figures."""
+
+    label: str
+    total: Figure
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StackedChart:
+    """Horizontal bars over one axis from zero, each cut into its parts. ``legend``: the key of every part."""
+
+    title: str
+    unit: str
+    legend: tuple[Key, ...]
+    bars: tuple[StackedBar, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Charts:
     items: tuple[Chart, ...]
 
 
-type Block = Paragraph | Note | Statements | Table | Charts
+type Block = Paragraph | Note | Statements | Table | Charts | StackedChart
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +185,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The baseline report. ``used``: the ids of the records that it shows, in the order of its last table."""
+    """A page. ``used``: the ids of the records that it shows, in the order of its last table."""
 
     title: str
     generated_at: str
@@ -183,6 +227,10 @@ def _section(section: Section) -> Iterator[Figure]:
                         )
                     if chart.limit is not None:
                         yield chart.limit
+            case StackedChart(bars=stacks):
+                for stack in stacks:
+                    yield stack.total
+                    yield from (each.figure for each in stack.slices)
     for each in section.sections:
         yield from _section(each)
 

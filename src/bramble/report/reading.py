@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bramble.records import physics, query
@@ -172,6 +172,12 @@ def derived(records: Iterable[Measurement], name: str, value: float) -> Figure:
     return Figure(tuple(dict.fromkeys(each.id for each in records)), f"derived.{name}", value, rounded(value))
 
 
+def percent(records: Iterable[Measurement], name: str, value: float) -> Figure:
+    """A share in % that was computed from records: to one digit after the point below 10."""
+    figure = derived(records, name, value)
+    return replace(figure, text=rounded(value, 1 if abs(value) < 10 else 0))
+
+
 def spread_text(measurement: Measurement, name: str) -> Text:
     """``5.10 ± 0.04``, or as much of it as there is."""
     main, spread = measurement.main(name), measurement.deviation(name)
@@ -201,9 +207,13 @@ def raw_path(raw: str | None) -> str | None:
     return raw if raw is not None and RAW_PATH.fullmatch(raw) and ".." not in raw.split("/") else None
 
 
-def _at(source: object, path: Iterable[str]) -> object:
-    for key in path:
-        if not isinstance(source, Mapping):
-            return None
-        source = source.get(key)
-    return source
+def _at(source: object, path: Sequence[str]) -> object:
+    """What lies at a path; None if there is nothing. A name may have dots, as that of a host may, and spans parts."""
+    if not path:
+        return source
+    if isinstance(source, Mapping):
+        for end in range(1, len(path) + 1):
+            found = _at(source.get(".".join(path[:end])), path[end:])
+            if found is not None:
+                return found
+    return None

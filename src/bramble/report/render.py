@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bramble.report.charts import draw
+from bramble.report.charts import WIDE, WIDTH, draw, draw_stacked
 from bramble.report.model import (
     Block,
     Cell,
@@ -20,9 +20,12 @@ from bramble.report.model import (
     Figure,
     Link,
     Note,
+    PageLink,
     Paragraph,
+    Part,
     Report,
     Section,
+    StackedChart,
     Statement,
     Statements,
     Strong,
@@ -34,6 +37,7 @@ from bramble.report.model import (
 MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&$])")
 TONE_WORDS = {Tone.BAD: "Attention", Tone.WARNING: "Note"}
 BAR_LETTERS = 24
+STACK_LETTERS = 48
 
 
 def render_html(report: Report) -> str:
@@ -57,7 +61,7 @@ def _environment() -> Environment:
         "shown": printable,
         "plain": plain,
     }
-    environment.globals["draw"] = draw
+    environment.globals |= {"draw": draw, "draw_stacked": draw_stacked, "widths": {"narrow": WIDTH, "wide": WIDE}}
     return environment
 
 
@@ -96,7 +100,7 @@ def _markdown_text(text: Text) -> str:
     return "".join(_markdown_part(part) for part in text)
 
 
-def _markdown_part(part: str | Figure | Strong | Code | Link) -> str:
+def _markdown_part(part: Part) -> str:
     match part:
         case str():
             return escape(part)
@@ -108,6 +112,8 @@ def _markdown_part(part: str | Figure | Strong | Code | Link) -> str:
             return f"`{printable(text).replace('`', '')}`"
         case Link(text=text, target=place):
             return f"[{escape(text)}]({target(place)})"
+        case PageLink(text=text, page=page):
+            return f"[{escape(text)}]({target(page)}.md)"
 
 
 def _markdown_section(section: Section, level: int) -> list[str]:
@@ -131,6 +137,8 @@ def _markdown_block(block: Block) -> list[str]:
             return _markdown_table(block)
         case Charts(items=charts):
             return [line for chart in charts for line in (*_markdown_chart(chart), "")][:-1]
+        case StackedChart():
+            return _markdown_stacked(block)
 
 
 def _markdown_statement(statement: Statement) -> str:
@@ -171,4 +179,22 @@ def _markdown_chart(chart: Chart) -> list[str]:
         letters = "█" * max(round(BAR_LETTERS * bar.width / longest), 1 if bar.width > 0 else 0)
         label = printable(bar.label).replace("`", "'")
         lines.append(f"{label:<{width}}  {letters:<{BAR_LETTERS}}  {bar.figure.text}{spread}{mark}")
+    return [*lines, "```"]
+
+
+def _markdown_stacked(chart: StackedChart) -> list[str]:
+    """A line for each bar and one for each of its parts, which begins where the one above it ends."""
+    drawing = draw_stacked(chart)
+    longest = max((sum(part.width for part in bar.slices) for bar in drawing.stacks), default=0.0) or 1.0
+    scale = STACK_LETTERS / longest
+    width = max((len(printable(key.name)) for key in chart.legend), default=0) + 2
+    lines = [f"*{escape(f'{chart.title}, {chart.unit}')}*", "", "```text"]
+    for bar in drawing.stacks:
+        lines.append(f"{printable(bar.label).replace('`', chr(39))}: {bar.total.text}")
+        for part in bar.slices:
+            before = round(scale * (part.x - drawing.left))
+            after = round(scale * (part.x - drawing.left + part.width))
+            letters = " " * before + "█" * max(after - before, 1 if part.width > 0 else 0)
+            name = "  " + printable(part.key.name).replace("`", "'")
+            lines.append(f"{name:<{width}}  {letters:<{STACK_LETTERS + 1}}  {part.figure.text}")
     return [*lines, "```"]
