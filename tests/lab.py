@@ -131,6 +131,7 @@ class Asker(threading.Thread):
         self.model = model
         self.over = threading.Event()
         self.answers: list[tuple[int, str | None, str]] = []
+        self.slowest = 0.0
 
     def run(self) -> None:
         while not self.over.wait(0.2):
@@ -140,6 +141,7 @@ class Asker(threading.Thread):
         options = {"num_predict": 4}
         body = json.dumps({"model": self.model, "prompt": "Hello", "stream": False, "options": options}).encode()
         request = urllib.request.Request(f"{self.url}/api/generate", body, {"Content-Type": "application/json"})
+        began = time.monotonic()
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:
                 self.answers.append((answer.status, None, answer.read().decode()))
@@ -147,6 +149,7 @@ class Asker(threading.Thread):
             self.answers.append((error.code, error.headers.get("Retry-After"), error.read().decode()))
         except OSError as error:
             self.answers.append((0, None, str(error)))
+        self.slowest = max(self.slowest, time.monotonic() - began)
 
     def end(self) -> None:
         """Stops, and sees that nobody got anything but an answer or an error that says when to try again."""
@@ -156,7 +159,7 @@ class Asker(threading.Thread):
         for code, retry, text in self.answers:
             assert code == 200 or (code in (502, 503) and retry and json.loads(text)["error"]), (code, retry, text)
         counts = {code: sum(code == one for one, _, _ in self.answers) for code, _, _ in self.answers}
-        print(f"{len(self.answers)} requests meanwhile: {counts}")
+        print(f"{len(self.answers)} requests meanwhile: {counts}; the slowest took {self.slowest:.1f} s")
         assert counts.get(200, 0) >= 2
 
 
