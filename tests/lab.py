@@ -134,7 +134,7 @@ class Asker(threading.Thread):
         self.slowest = 0.0
 
     def run(self) -> None:
-        while not self.over.wait(0.2):
+        while not self.over.wait(0.5):
             self.ask()
 
     def ask(self) -> None:

@@ -12,8 +12,8 @@ from lab import ROOT, Asker, Lab, other_inventory
 
 pytestmark = pytest.mark.lab
 MODEL = "bramble-synth"
-# All of it but the measurements and the HAT, to be short.
-SITE = ("site.yml", "--skip-tags", "step_1_4,hailo,hailo_ollama")
+# All of it but the measurements, the HAT, and what a node's own system needs, to be short.
+SITE = ("site.yml", "--skip-tags", "step_1_4,hailo,hailo_ollama,preflight,os_base,pi_firmware")
 
 
 @pytest.fixture(scope="module")
