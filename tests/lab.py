@@ -7,12 +7,18 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import testinfra
+import yaml
 from testinfra.host import Host
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +88,79 @@ class Lab:
     def bramble(self, *arguments: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
         """The bramble command on this lab's inventory."""
         return run(str(BIN / "bramble"), *arguments, "-i", self.inventory, timeout=timeout)
+
+    def declare(self, hosts: Mapping[str, Any]) -> None:
+        """Writes the inventory's hosts.yml."""
+        (ROOT / self.inventory / "hosts.yml").write_text(yaml.safe_dump(dict(hosts), sort_keys=False))
+
+
+@contextmanager
+def other_inventory(lab: Lab, name: str) -> Iterator[Lab]:
+    """The same nodes by another inventory, `<the lab's>-<name>`, with variables and records of the lab's own, and no
+    hosts yet. It is left there when it ends, without the links and without a plan."""
+    other = Lab(lab.name)
+    other.inventory = f"{lab.inventory}-{name}"
+    directory = ROOT / other.inventory
+    directory.mkdir(exist_ok=True)
+    links = {
+        directory / "group_vars": "../lab/group_vars",
+        directory / "measured": f"../{lab.name}/measured",
+        # The lab's variables look for the lab's files by the inventory's name.
+        ROOT / ".bramble/labs" / directory.name: lab.name,
+    }
+    for link, target in links.items():
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    for file in ("measured.yml", "planned.yml"):
+        (directory / file).write_text((ROOT / "inventory/lab" / file).read_text())
+    try:
+        yield other
+    finally:
+        for path in (*links, directory / "plan.json"):
+            path.unlink(missing_ok=True)
+
+
+class Asker(threading.Thread):
+    """Somebody who asks the gateway again and again while others change the cluster.
+
+    `answers`: status (0: none came), Retry-After and text of each."""
+
+    def __init__(self, url: str, model: str) -> None:
+        super().__init__(daemon=True)
+        self.url = url
+        self.model = model
+        self.over = threading.Event()
+        self.answers: list[tuple[int, str | None, str]] = []
+        self.slowest = 0.0
+
+    def run(self) -> None:
+        while not self.over.wait(0.5):
+            self.ask()
+
+    def ask(self) -> None:
+        options = {"num_predict": 4}
+        body = json.dumps({"model": self.model, "prompt": "Hello", "stream": False, "options": options}).encode()
+        request = urllib.request.Request(f"{self.url}/api/generate", body, {"Content-Type": "application/json"})
+        began = time.monotonic()
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                self.answers.append((answer.status, None, answer.read().decode()))
+        except urllib.error.HTTPError as error:
+            self.answers.append((error.code, error.headers.get("Retry-After"), error.read().decode()))
+        except OSError as error:
+            self.answers.append((0, None, str(error)))
+        self.slowest = max(self.slowest, time.monotonic() - began)
+
+    def end(self) -> None:
+        """Stops, and sees that nobody got anything but an answer or an error that says when to try again."""
+        self.over.set()
+        self.join(150)
+        assert not self.is_alive()
+        for code, retry, text in self.answers:
+            assert code == 200 or (code in (502, 503) and retry and json.loads(text)["error"]), (code, retry, text)
+        counts = {code: sum(code == one for one, _, _ in self.answers) for code, _, _ in self.answers}
+        print(f"{len(self.answers)} requests meanwhile: {counts}; the slowest took {self.slowest:.1f} s")
+        assert counts.get(200, 0) >= 2
 
 
 def sudo() -> list[str]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import threading
+import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 
-from lab import ROOT, Lab, recap
+from lab import BIN, ROOT, Asker, Lab, other_inventory, recap, run
 
 pytestmark = pytest.mark.lab
 MODEL = "bramble-synth"
+SLICED = "bramble-sliced"
 # Bytes that the nodes may use. The model's file has 67 MB, its cache 19; the head also needs some 40 for itself.
 ROOM = {"pi1": 80_000_000, "pi2": 60_000_000, "pi3": 40_000_000}
 
@@ -24,43 +23,60 @@ ROOM = {"pi1": 80_000_000, "pi2": 60_000_000, "pi3": 40_000_000}
 @pytest.fixture(scope="module")
 def planned(cluster: Lab) -> Iterator[Lab]:
     """The cluster by another inventory: no node is in a group of an engine, and plan_models says what is wanted."""
-    lab = Lab(cluster.name)
-    lab.inventory = f"{cluster.inventory}-planned"
-    directory = ROOT / lab.inventory
-    directory.mkdir(exist_ok=True)
-    links = {
-        directory / "group_vars": "../lab/group_vars",
-        directory / "measured": "../lab-cluster/measured",
-        # The lab's variables look for the lab's files by the inventory's name.
-        ROOT / ".bramble/labs" / directory.name: cluster.name,
+    with other_inventory(cluster, "planned") as lab:
+        write(lab, ROOM)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def slices() -> dict[str, Any]:
+    """Variables for a model that distributed-llama can cut in two, and for distributed-llama: the emulation, or the
+    real one if DISTRIBUTED_LLAMA_GIT (an address or a path) is set."""
+    state = ROOT / ".bramble"
+    file = state / f"models/{SLICED}.gguf"
+    if not file.with_suffix(".dllama.json").exists():
+        bramble = str(BIN / "bramble")
+        for command in (
+            # 40M: 8 heads, of which 2 for keys and values. The stand-in of the other tests has 3.
+            ("synth", "--output", str(file), "--name", SLICED, "--size", "40M", "--force"),
+            ("convert", str(file), "--output", str(file.parent), "--force"),
+        ):
+            done = run(bramble, "model", *command)
+            assert done.returncode == 0, done.stderr
+    about = {name: json.loads((file.parent / f"{name}.json").read_text()) for name in (MODEL, SLICED)}
+    about[SLICED]["dllama"] = str(file.with_suffix(".dllama.json"))
+    variables: dict[str, Any] = {
+        "model_store_catalogue": about,
+        "distributed_llama_cache_path": str(state / "dllama-cache"),
+        "distributed_llama_build_jobs": 1,
     }
-    for link, target in links.items():
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
-    for name in ("measured.yml", "planned.yml"):
-        (directory / name).write_text((ROOT / "inventory/lab" / name).read_text())
-    write(lab, ROOM)
-    yield lab
-    # As it was: by the groups of the other inventory.
-    for path in (*links, directory / "plan.json"):
-        path.unlink(missing_ok=True)
+    if os.environ.get("DISTRIBUTED_LLAMA_GIT"):
+        return variables | {
+            "distributed_llama_repository": "{{ lookup('ansible.builtin.env', 'DISTRIBUTED_LLAMA_GIT') }}"
+        }
+    repository = state / "dllama-emulation"
+    done = run(str(ROOT / "tests/molecule/dllama/emulation.sh"), str(repository))
+    assert done.returncode == 0, done.stderr
+    commit = done.stdout.splitlines()[-1]
+    return variables | {"distributed_llama_repository": str(repository), "distributed_llama_commit": commit}
 
 
-def write(lab: Lab, room: dict[str, int], **wish: Any) -> None:
-    """The inventory, with so much memory on each node."""
+def write(lab: Lab, room: dict[str, int], *, variables: dict[str, Any] | None = None, **wish: Any) -> None:
+    """The inventory, with so much memory on each node, and these variables for all of them."""
     hosts = yaml.safe_load((ROOT / "inventory/lab-cluster/hosts.yml").read_text())
     groups = hosts["all"]["children"]
     for group in ("rpc_head", "rpc_worker"):
         groups[group] = {"hosts": {}}
     for host, memory in room.items():
-        groups["cluster"]["hosts"][host]["plan_memory_bytes"] = memory
-    hosts["all"]["vars"] = {
+        # Not for the group: the lab's group_vars would win.
+        groups["cluster"]["hosts"][host] |= {"plan_memory_bytes": memory, **(variables or {})}
+    groups["cluster"]["vars"] |= {
         # The gateway knows the head's address by phase 3, which these tests do not run.
         "plan_models": [{"model": MODEL, "context": 2048, "head": "pi1", **wish}],
         "plan_headroom": 0,
         "plan_reserved_bytes": 1,
     }
-    (ROOT / lab.inventory / "hosts.yml").write_text(yaml.safe_dump(hosts, sort_keys=False))
+    lab.declare(hosts)
 
 
 def plan_of(lab: Lab) -> dict[str, Any]:
@@ -87,29 +103,6 @@ def wait_until_ready(lab: Lab, timeout: float = 120) -> None:
         time.sleep(1)
 
 
-class Asker(threading.Thread):
-    """Somebody who asks again and again while others change the cluster."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(daemon=True)
-        self.url = url
-        self.over = threading.Event()
-        self.answers: list[tuple[int, str | None, str]] = []
-
-    def run(self) -> None:
-        while not self.over.wait(0.2):
-            self.ask()
-
-    def ask(self) -> None:
-        body = json.dumps({"model": MODEL, "prompt": "Hello", "stream": False, "options": {"num_predict": 4}}).encode()
-        request = urllib.request.Request(f"{self.url}/api/generate", body, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                self.answers.append((answer.status, None, answer.read().decode()))
-        except urllib.error.HTTPError as error:
-            self.answers.append((error.code, error.headers.get("Retry-After"), error.read().decode()))
-
-
 def test_a_model_larger_than_any_node_is_placed_and_served(planned: Lab, url: str) -> None:
     entry = json.loads((ROOT / f".bramble/models/{MODEL}.json").read_text())
     refused = planned.bramble("plan", "--what-if", "remove=pi3")
@@ -126,7 +119,7 @@ def test_a_model_larger_than_any_node_is_placed_and_served(planned: Lab, url: st
     assert all(part["needed"] <= part["usable"] <= ROOM[host] for host, part in plan["memory"].items())
     assert max(ROOM.values()) < entry["bytes"] + 19_000_000
     assert layers(planned) == plan["layers"]
-    asker = Asker(url)
+    asker = Asker(url, MODEL)
     asker.ask()
     code, _, text = asker.answers[0]
     assert code == 200
@@ -175,11 +168,10 @@ def test_a_new_plan_moves_only_what_it_must_and_loses_no_request(planned: Lab, u
         for host, unit in (("pi1", "bramble-gateway"), ("pi2", "bramble-rpc-worker"))
     }
     write(planned, {**ROOM, "pi2": 100_000_000}, nodes=["pi1", "pi2"])
-    asker = Asker(url)
+    asker = Asker(url, MODEL)
     asker.start()
     moved = planned.play("playbooks/phase2_distributed.yml")
-    asker.over.set()
-    asker.join(150)
+    asker.end()
     assert moved.returncode == 0, moved.stdout[-3000:]
     found = plan_of(planned)["layers"]
     assert set(found) == {"pi1", "pi2"}
@@ -189,16 +181,86 @@ def test_a_new_plan_moves_only_what_it_must_and_loses_no_request(planned: Lab, u
     assert "rpc-worker" not in planned.shell("pi3", "nft list chain inet bramble services").stdout
     gateway = planned.shell("pi1", "systemctl show --property ActiveEnterTimestampMonotonic bramble-gateway").stdout
     assert gateway == started["pi1"]
-    assert not asker.is_alive()
-    assert sum(code == 200 for code, _, _ in asker.answers) >= 2
-    for code, retry, text in asker.answers:
-        assert code == 200 or (code == 503 and retry and json.loads(text)["error"]), (code, retry, text)
+
+
+# Prints the status and the answer of a GET, or of a POST of the second argument.
+ASK = """
+import sys, urllib.error, urllib.request as r
+data = sys.argv[2].encode() if len(sys.argv) > 2 else None
+try:
+    with r.urlopen(r.Request(sys.argv[1], data, {"Content-Type": "application/json"}), timeout=60) as response:
+        print(response.status, response.read().decode())
+except urllib.error.HTTPError as error:
+    print(error.code, error.read().decode())
+"""
+
+
+def ask_root(lab: Lab, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+    """What the root of distributed-llama answers to the one node that may ask it: the gateway's."""
+    arguments = [f"http://{lab.address('pi1')}:9991{path}", *([json.dumps(body)] if body else [])]
+    told = lab.host("pi1").check_output("python3 -c %s" + " %s" * len(arguments), ASK, *arguments)
+    status, _, answer = told.partition(" ")
+    return int(status), json.loads(answer)
+
+
+def left_of(lab: Lab, engine: str, ports: tuple[int, ...]) -> list[str]:
+    """What an engine has on any node: units, files of openings, rules in force, listeners."""
+    search = "|".join(f":{port}|dport {port}" for port in ports)
+    return [
+        f"{host}: {line}"
+        for host in ROOM
+        for line in lab.shell(
+            host,
+            f"ls /etc/systemd/system/bramble-{engine}* /etc/bramble/firewall.d/{engine}* 2>/dev/null;"
+            f"systemctl list-units --all --plain --no-legend 'bramble-{engine}*';"
+            "{ ss --no-header --listening --tcp --numeric; nft list chain inet bramble services; }"
+            f"| grep --extended-regexp '({search})\\b'",
+        ).stdout.splitlines()
+    ]
+
+
+RPC, DLLAMA = ("rpc-", (8080, 50052)), ("dllama-", (9990, 9991, 9992))
+
+
+def test_slices_are_served_by_two_of_three_nodes(planned: Lab, slices: dict[str, Any]) -> None:
+    entry = slices["model_store_catalogue"][SLICED]
+    room = dict.fromkeys(ROOM, 30_000_000)
+    write(planned, room, model=SLICED, context=1024, placement="tensor", variables=slices)
+    done = planned.play("playbooks/phase2_distributed.yml")
+    assert done.returncode == 0, done.stdout[-3000:]
+    plan = plan_of(planned)
+    assert (plan["model"], plan["placement"], plan["head"], len(plan["nodes"])) == (SLICED, "tensor", "pi1", 2)
+    assert max(room.values()) < entry["bytes"]
+    assert all(part["needed"] <= part["usable"] <= room[host] for host, part in plan["memory"].items())
+    assert left_of(planned, *RPC) == []
+    spare = (ROOM.keys() - set(plan["nodes"])).pop()
+    assert not any(line.startswith(spare) for line in left_of(planned, *DLLAMA))
+    assert ask_root(planned, "/v1/models")[1]["data"][0]["id"] == SLICED
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    status, told = ask_root(planned, "/v1/chat/completions", body)
+    assert status == 200, told
+    assert told["choices"][0]["finish_reason"] in ("length", "stop")
+    again = planned.play("playbooks/phase2_distributed.yml")
+    assert again.returncode == 0, again.stdout[-3000:]
+    assert all(counts["changed"] == 0 for counts in recap(again.stdout).values()), again.stdout
+
+
+def test_layers_again_leave_nothing_of_the_slices(planned: Lab, url: str, slices: dict[str, Any]) -> None:
+    assert left_of(planned, *DLLAMA)
+    write(planned, ROOM, variables=slices)
+    done = planned.play("playbooks/phase2_distributed.yml")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert left_of(planned, *DLLAMA) == []
+    assert layers(planned) == plan_of(planned)["layers"]
+    asker = Asker(url, MODEL)
+    asker.ask()
+    assert asker.answers[0][0] == 200, asker.answers
 
 
 def test_without_wishes_the_groups_of_the_inventory_hold_again(planned: Lab, cluster: Lab) -> None:
     path = ROOT / planned.inventory / "hosts.yml"
     hosts = yaml.safe_load(path.read_text())
-    hosts["all"]["vars"]["plan_models"] = []
+    hosts["all"]["children"]["cluster"]["vars"]["plan_models"] = []
     path.write_text(yaml.safe_dump(hosts, sort_keys=False))
     done = planned.play("playbooks/plan.yml")
     assert done.returncode == 0, done.stdout[-3000:]

@@ -25,15 +25,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def launch(config: Path, notify: Path | None = None) -> asyncio.subprocess.Process:
+async def launch(config: Path, notify: Path | None = None, kept: int | None = None) -> asyncio.subprocess.Process:
+    """`kept`: a descriptor that it gets as systemd gives what it kept."""
     environment = {**os.environ, **({"NOTIFY_SOCKET": str(notify)} if notify else {})}
+    store = f'LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=listener exec "$@" 3<&{kept}'
     return await asyncio.create_subprocess_exec(
+        *(("bash", "-c", store, "bash") if kept is not None else ()),
         sys.executable,
         "-m",
         "bramble.gateway",
         "--config",
         str(config),
         env=environment,
+        pass_fds=() if kept is None else (kept,),
         stderr=asyncio.subprocess.PIPE,
     )
 
@@ -63,6 +67,7 @@ async def test_it_tells_when_it_is_ready_and_ends_in_time(
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(20), aiohttp.ClientSession() as http:
+            assert await loop.sock_recv(notifications, 100) == b"FDSTORE=1\nFDNAME=listener"
             assert await loop.sock_recv(notifications, 100) == b"READY=1"
             body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
             async with http.post(f"http://127.0.0.1:{port}/api/chat", json=body) as response:
@@ -81,6 +86,34 @@ async def test_it_tells_when_it_is_ready_and_ends_in_time(
     log = (await process.stderr.read()).decode()
     assert "Traceback" not in log
     assert log.count("path=/api/chat") == 1
+
+
+async def test_who_connects_while_it_starts_anew_waits(tmp_path: Path, notifications: socket.socket) -> None:
+    port = free_port()
+    config = write_config(tmp_path, "http://127.0.0.1:9", port)
+    notifications.setblocking(True)
+    notifications.settimeout(20)
+    first = await launch(config, tmp_path / "notify")
+    _, (kept, *_), _, _ = await asyncio.to_thread(socket.recv_fds, notifications, 100, 1)
+    assert await asyncio.to_thread(notifications.recv, 100) == b"READY=1"
+    first.terminate()
+    await first.communicate()
+    assert notifications.recv(100) == b"STOPPING=1"
+    async with asyncio.timeout(20), aiohttp.ClientSession() as http:
+        waits = asyncio.create_task(http.get(f"http://127.0.0.1:{port}/api/version"))
+        await asyncio.wait([waits], timeout=0.1)
+        assert not waits.done()
+        second = await launch(config, tmp_path / "notify", kept)
+        try:
+            async with await waits as response:
+                assert response.status == 200
+        finally:
+            second.terminate()
+            await second.communicate()
+            os.close(kept)
+    # It listens on what it got, and gives nothing away a second time.
+    assert notifications.recv(100) == b"READY=1"
+    notifications.close()
 
 
 async def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:

@@ -125,6 +125,11 @@ def test_wishes_that_are_wrong(value: object, message: str) -> None:
         inputs.wishes(value, ["pi1"], SHAPES)
 
 
+def test_a_model_whose_entry_is_not_enough_says_why() -> None:
+    with pytest.raises(inputs.InputError, match=r"plan_models\[0\].model: half cannot be .*: heads: is missing"):
+        inputs.wishes(["half"], ["pi1"], SHAPES, {"half": "heads: is missing"})
+
+
 def test_preferences() -> None:
     assert inputs.preferences({}, ["pi1"]) == Preferences()
     assert inputs.preferences({"plan_priority": ["pi1"]}, ["pi1"]) == Preferences("priority", ("pi1",))

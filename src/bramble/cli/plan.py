@@ -197,9 +197,10 @@ def question(root: Path, inventory: Path) -> Asked:
                 "such as\n  plan_models: [{model: qwen2.5-3b-instruct-q4_k_m}]"
             )
         catalogue = known_models(root, [found.variables[host].get("model_store_catalogue") or {} for host in hosts])
-        shapes = known_shapes(catalogue)
+        shapes, unusable = known_shapes(catalogue)
         # First what the owner wrote: a mistake in it is told before the first measurement, too.
-        wishes, preferences = inputs.wishes(wanted["plan_models"], hosts, shapes), inputs.preferences(wanted, hosts)
+        wishes = inputs.wishes(wanted["plan_models"], hosts, shapes, unusable)
+        preferences = inputs.preferences(wanted, hosts)
         files = {name: str(entry["dllama"]) for name, entry in catalogue.items() if entry.get("dllama")}
         _see_that_they_are_there(inventory, {wish.model: files[wish.model] for wish in wishes if wish.model in files})
         return Asked(
@@ -245,15 +246,16 @@ def known_models(root: Path, catalogues: Sequence[Mapping[str, Any]]) -> dict[st
     return found
 
 
-def known_shapes(catalogue: Mapping[str, Mapping[str, Any]]) -> dict[str, ModelShape]:
-    """The models whose entries tell their widths."""
+def known_shapes(catalogue: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, ModelShape], dict[str, str]]:
+    """The models whose entries tell their widths; and of the others, what is wrong."""
     found: dict[str, ModelShape] = {}
+    unusable: dict[str, str] = {}
     for name, entry in catalogue.items():
         try:
             found[name] = known_shape({**entry, "name": name})
-        except ShapeError:
-            continue
-    return found
+        except ShapeError as error:
+            unusable[name] = str(error)
+    return found, unusable
 
 
 def keep(path: Path, text: str) -> bool:

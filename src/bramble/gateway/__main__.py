@@ -17,7 +17,7 @@ from aiohttp import web
 
 from .app import Gateway, package_version
 from .config import Config, ConfigError, load_config
-from .systemd import notify
+from .systemd import listen, notify
 
 # Together below the 5 s in which the service has to end after SIGTERM.
 GRACE_S = 4.0
@@ -37,13 +37,14 @@ async def serve(config: Config) -> int:
     runner = web.AppRunner(gateway.app(), handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, config.listen.host, config.listen.port)
         try:
-            await site.start()
+            listener = listen(config.listen.host, config.listen.port)
         except OSError as error:
             where = f"{config.listen.host}:{config.listen.port}"
             print(f"bramble-gateway: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
             return 1
+        site = web.SockSite(runner, listener)
+        await site.start()
         log.info("listening on %s:%d, %d backend(s)", config.listen.host, config.listen.port, len(config.backends))
         notify("READY=1")
         await stop.wait()

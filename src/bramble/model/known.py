@@ -74,9 +74,17 @@ def known_shape(entry: Mapping[str, Any], config: Mapping[str, Any] | None = Non
     if wrong:
         raise ShapeError("; ".join(wrong))
     facts = {"value_length": facts["key_length"], "experts": 0, "experts_used": 0, **facts}
-    embedding, output, other = _ends(facts)
     layers = [list(_layer(facts, layer)) for layer in range(facts["layers"])]
-    every = [embedding, *([output] if output else []), *other, *(tensor for layer in layers for tensor in layer)]
+
+    def whole(*, pure: bool) -> tuple[_Tensor, _Tensor | None, list[_Tensor], list[_Tensor]]:
+        embedding, output, other = _ends(facts, pure=pure)
+        ends = [embedding, *([output] if output else []), *other]
+        return embedding, output, other, [*ends, *(tensor for layer in layers for tensor in layer)]
+
+    embedding, output, other, every = whole(pure=False)
+    if facts.get("bytes", LARGEST) < sum(tensor.bytes for tensor in every):
+        # llama-quantize --pure, and `bramble model synth`: the output has no more bits than the rest.
+        embedding, output, other, every = whole(pure=True)
     by_type: Counter[str] = Counter()
     for tensor in every:
         if tensor is not embedding and tensor.rows > 1:
@@ -144,10 +152,10 @@ def _fit(wanted: str, columns: int) -> str:
     return fallback if columns % _BLOCKS[fallback][0] == 0 else "F16"
 
 
-def _ends(facts: Mapping[str, Any]) -> tuple[_Tensor, _Tensor | None, list[_Tensor]]:
-    """Input embedding, output matrix if there is one, and what else belongs to no layer."""
+def _ends(facts: Mapping[str, Any], *, pure: bool) -> tuple[_Tensor, _Tensor | None, list[_Tensor]]:
+    """Input embedding, output matrix if there is one, and what else is in no layer. `pure`: of the layers' type."""
     vocabulary, width, bulk = facts["vocabulary"], facts["embedding"], _BULK[facts["quantization"]]
-    best = _fit(bulk if bulk in _NOT_REDUCED else "Q6_K", width)
+    best = _fit(bulk if pure or bulk in _NOT_REDUCED else "Q6_K", width)
     other = [_Tensor("output_norm", 1, width, "F32")]
     if facts["family"] == "llama" and facts["vocabulary"] == 128256:  # Llama 3.1 and later scale their rotations.
         other.append(_Tensor("rope_freqs", 1, facts["key_length"] // 2, "F32"))

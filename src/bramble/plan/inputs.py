@@ -203,8 +203,12 @@ _WISH: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-def wishes(value: object, hosts: Sequence[str], models: Iterable[str]) -> tuple[Wish, ...]:
+def wishes(
+    value: object, hosts: Sequence[str], models: Iterable[str], unusable: Mapping[str, str] | None = None
+) -> tuple[Wish, ...]:
     """`plan_models`: a list of {model, …}, or of names.
+
+    `models`: those that can be planned with. `unusable`: those whose entry in the catalogue is not enough → why.
 
     Raises:
         InputError: what is wrong, a line for each problem.
@@ -217,7 +221,7 @@ def wishes(value: object, hosts: Sequence[str], models: Iterable[str]) -> tuple[
     for number, item in enumerate(value):
         entry: Any = {"model": item} if isinstance(item, str) else item
         place = f"plan_models[{number}]"
-        wrong = list(_wish_defects(place, entry, hosts, known))
+        wrong = list(_wish_defects(place, entry, hosts, known, unusable or {}))
         problems += wrong
         if not wrong:
             found.append(
@@ -243,7 +247,9 @@ def wishes(value: object, hosts: Sequence[str], models: Iterable[str]) -> tuple[
     return tuple(found)
 
 
-def _wish_defects(place: str, entry: object, hosts: Sequence[str], models: Sequence[str]) -> Iterable[str]:
+def _wish_defects(
+    place: str, entry: object, hosts: Sequence[str], models: Sequence[str], unusable: Mapping[str, str]
+) -> Iterable[str]:
     if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
         yield f"{place}: is {_shown(entry)}, not {{model: NAME, …}}"
         return
@@ -265,7 +271,12 @@ def _wish_defects(place: str, entry: object, hosts: Sequence[str], models: Seque
         if isinstance(entry.get(name), str) and entry[name] not in allowed:
             yield f"{place}.{name}: is {entry[name]}, not one of {', '.join(allowed)}"
     if entry["model"] not in models and entry.get("placement") != "npu":
-        yield (f"{place}.model: {entry['model']} is in no catalogue, or its entry lacks the widths (docs/phase2.md)")
+        why = unusable.get(entry["model"])
+        yield (
+            f"{place}.model: {entry['model']} cannot be planned with, by its entry in the catalogue: {why}"
+            if why
+            else f"{place}.model: {entry['model']} is in no catalogue: add it to model_store_catalogue (docs/phase2.md)"
+        )
     listed = entry.get("nodes")
     for host in [*(listed if isinstance(listed, list) else ()), *([entry["head"]] if entry.get("head") else ())]:
         if isinstance(host, str) and host not in hosts:
