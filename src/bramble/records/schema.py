@@ -18,7 +18,7 @@ SCHEMA = 1
 SMALLEST, LARGEST = 1e-12, 1e18
 """Between these lies the size of each figure that is not 0, so that none becomes infinite in a quotient."""
 
-type Kind = Literal["llama_bench", "http_generate", "net_pair", "quality", "perplexity", "memory"]
+type Kind = Literal["llama_bench", "http_generate", "net_pair", "quality", "perplexity", "memory", "token_time"]
 
 KINDS: tuple[str, ...] = get_args(Kind.__value__)
 
@@ -29,6 +29,7 @@ PARAMS: Mapping[str, tuple[str, ...]] = {
     "quality": ("exam", "items", "api"),
     "perplexity": ("corpus", "context", "chunks"),
     "memory": (),
+    "token_time": ("strategy", "placement", "nodes", "layers", "logits", "link", "n_prompt", "n_gen", "repetitions"),
 }
 """The parameters that each kind must tell. It may tell more."""
 
