@@ -401,7 +401,7 @@ def token_time_of_dllama(about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recorded(function: Callable[..., Any], about: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        record, raw = function(**_plain(about))  # type: ignore[arg-type]
+        record, raw = function(**{str(name): _plain(value) for name, value in about.items()})
     except token_time.TokenTimeError as error:
         raise AnsibleFilterError(str(error)) from error
     return {"record": record, "raw": raw}

@@ -321,7 +321,7 @@ def llama_record(
     conditions["notes"] = [*conditions["notes"], *_same(strategy)]
     if on_cores > times["token"]["mean"] * 1.02:
         conditions["notes"].append(
-            f"computing and waiting for a core come to {on_cores:.1f} ms for a token of {times['token']['mean']:.1f} ms: "
+            f"computing and waiting for a core are {on_cores:.1f} ms for a token of {times['token']['mean']:.1f} ms: "
             "some of it was at the same time, as where nodes share a processor"
         )
     record = {

@@ -105,7 +105,6 @@ def test_where_a_tokens_time_goes_is_measured_and_the_service_is_back(lab: Lab) 
         assert "b7a1:" not in lab.shell(node, "tc qdisc show").stdout
 
 
-
 @pytest.mark.parametrize(("node", "unit"), UNITS)
 def test_the_service_runs_and_not_as_root(lab: Lab, node: str, unit: str) -> None:
     host = lab.host(node)
