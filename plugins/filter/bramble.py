@@ -24,6 +24,7 @@ lab = importlib.import_module("ansible.module_utils.bramble.lab")
 network = importlib.import_module("ansible.module_utils.bramble.network")
 nodes = importlib.import_module("ansible.module_utils.bramble.nodes")
 preflight_check = importlib.import_module("ansible.module_utils.bramble.preflight")
+token_time = importlib.import_module("ansible.module_utils.bramble.token_time")
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 
@@ -346,6 +347,84 @@ def without_record(
     return [v for v in values if not has_record(measured, kind, engine, model, {**params, varying: v})]
 
 
+def split_strategies(
+    hostvars: Mapping[str, Any], wishes: Sequence[Any], head: str, workers: Sequence[str], tensor: Sequence[str]
+) -> dict[str, Any]:
+    """The ways to split the head's model that are measured: {"strategies": […], "skipped": {name: why}}.
+
+    `wishes`: names and own splits; none for all that there are. `tensor`: the nodes of distributed-llama, its root
+    first. Without a head there is only that.
+    """
+    module, inputs = package("bramble.plan.strategies"), package("bramble.plan.inputs")
+    if not head:
+        found = [module.Strategy("tensor", "tensor", tuple(map(str, tensor)), {})] if tensor else []
+        wanted = [one for one in found if not wishes or one.name in wishes]
+        return {"strategies": [one.as_dict() for one in wanted], "skipped": {}}
+    hosts = [str(head), *map(str, workers)]
+
+    def own(name: str) -> Any:
+        return _plain(setting(hostvars, head, f"rpc_head_{name}"))
+
+    entry = _plain(catalogue_entry(hostvars, head, own("model")))
+    shapes = package("bramble.cli.plan").known_shapes({**_catalogue(), entry["name"]: entry})
+    variables = {
+        host: {name: _plain(hostvars[host][name]) for name in inputs.VARIABLES if name in hostvars[host]}
+        for host in hosts
+    }
+    cluster, unknown = None, ""
+    try:
+        cluster = inputs.cluster(hosts, variables, shapes)
+    except inputs.InputError as error:
+        unknown = "; ".join(str(error).splitlines())
+    shape = shapes.get(entry["name"])
+    if shape is None:
+        unknown = f"the catalogue does not tell the widths of {entry['name']}"
+    ground = module.Ground(
+        total=entry["layers"],
+        head=hosts[0],
+        workers=tuple(hosts[1:]),
+        planned=own("layers") or nodes.even_layers(entry["layers"], hosts),
+        need=package("bramble.plan.place").Need(own("context"), own("slots"), own("cache_type")),
+        logits=own("logits"),
+        shape=shape,
+        cluster=cluster,
+        unknown=unknown,
+        tensor=tuple(map(str, tensor)),
+    )
+    try:
+        strategies, skipped = module.strategies(_plain(list(wishes)), ground)
+    except module.StrategyError as error:
+        raise AnsibleFilterError(f"split_bench_strategies: {error}") from error
+    return {"strategies": [one.as_dict() for one in strategies], "skipped": skipped}
+
+
+def token_time_of_llama(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of bramble.token_time.llama_record by name → {"record", "raw"}."""
+    return _recorded(token_time.llama_record, about)
+
+
+def token_time_of_dllama(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of bramble.token_time.dllama_record by name → {"record", "raw"}."""
+    return _recorded(token_time.dllama_record, about)
+
+
+def _recorded(function: Callable[..., Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        record, raw = function(**{str(name): _plain(value) for name, value in about.items()})
+    except token_time.TokenTimeError as error:
+        raise AnsibleFilterError(str(error)) from error
+    return {"record": record, "raw": raw}
+
+
+def qdisc(link: str) -> list[str]:
+    """A link such as 100 Mbit/s, as tc takes it."""
+    try:
+        found: list[str] = token_time.qdisc(str(link))
+    except token_time.TokenTimeError as error:
+        raise AnsibleFilterError(str(error)) from error
+    return found
+
+
 def exam_name(items: Sequence[Mapping[str, Any]], name: str = "bramble") -> str:
     """What the records of an exam of these items call it (module quality_exam, option exam)."""
     try:
@@ -416,8 +495,12 @@ class FilterModule:
             "lab_layout": lab_layout,
             "preflight": preflight,
             "preflight_node": preflight_node,
+            "qdisc": qdisc,
             "same_setting": same_setting,
             "served": served,
             "setting": setting,
+            "split_strategies": split_strategies,
+            "token_time_of_dllama": token_time_of_dllama,
+            "token_time_of_llama": token_time_of_llama,
             "without_record": without_record,
         }

@@ -252,7 +252,13 @@ def test_compare_as_json(inventory: Path, capsys: pytest.CaptureFixture[str]) ->
         ([], True, {"benchmark_again": True}, None),
         (["quality", "quality"], False, {"benchmark_kinds": ["quality"]}, "node_bench"),
         (["net_pair"], False, {}, "net_bench"),
-        (["net_pair", "perplexity"], True, {"benchmark_kinds": ["perplexity"], "benchmark_again": True}, None),
+        (
+            ["net_pair", "perplexity"],
+            True,
+            {"benchmark_kinds": ["perplexity"], "benchmark_again": True},
+            "net_bench,node_bench",
+        ),
+        (["token_time"], False, {}, "split_strategies"),
     ],
 )
 def test_bench(kinds: list[str], again: bool, variables: dict[str, Any], tags: str | None) -> None:

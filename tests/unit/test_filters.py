@@ -321,3 +321,59 @@ def test_what_is_no_converted_models_file_is_an_error(tmp_path: Path, text: str)
         FILTERS["dllama_model"](str(tmp_path / "x.json"))
     with pytest.raises(AnsibleFilterError, match=r"none\.json: No such file or directory"):
         FILTERS["dllama_model"](str(tmp_path / "none.json"))
+
+
+def _memory(total: float) -> dict[str, Any]:
+    result = {name: {"value": value, "unit": "MiB"} for name, value in (("total", total), ("system", 600.0))}
+    return {"kind": "memory", "model": None, "params": {}, "engine": {"name": "linux"}, "result": result}
+
+
+def test_strategies_are_of_the_heads_model_and_what_was_measured() -> None:
+    hostvars: dict[str, dict[str, Any]] = {
+        "pi1": {"rpc_head_layers": {"pi1": 2, "pi2": 20, "pi3": 14}, "measured": [_memory(16000)]},
+        "pi2": {"measured": [_memory(8000)]},
+        "pi3": {"measured": [_memory(4000)]},
+    }
+    found = FILTERS["split_strategies"](hostvars, [], "pi1", ["pi2", "pi3"], [])
+    layers = {one["name"]: one["layers"] for one in found["strategies"]}
+    assert layers["even"] == {"pi1": 12, "pi2": 12, "pi3": 12}
+    assert layers["by memory"] == {"pi1": 21, "pi2": 10, "pi3": 5}
+    assert layers["planned"] == {"pi1": 2, "pi2": 20, "pi3": 14}
+    assert layers["one node"] == {"pi1": 36}
+    assert set(found["skipped"]) == {"by bandwidth", "tensor"}
+    del hostvars["pi2"]["measured"]
+    unknown = FILTERS["split_strategies"](hostvars, ["by memory"], "pi1", ["pi2", "pi3"], [])
+    assert unknown["strategies"] == []
+    assert "pi2: its memory is not known" in unknown["skipped"]["by memory"]
+    with pytest.raises(AnsibleFilterError, match="split_bench_strategies: there is no strategy 'evn'"):
+        FILTERS["split_strategies"](hostvars, ["evn"], "pi1", ["pi2", "pi3"], [])
+
+
+def test_without_a_head_there_is_only_the_other_engine() -> None:
+    found = FILTERS["split_strategies"]({}, [], "", [], ["pi1", "pi2"])
+    assert [(one["name"], one["nodes"]) for one in found["strategies"]] == [("tensor", ["pi1", "pi2"])]
+    assert FILTERS["split_strategies"]({}, ["even"], "", [], ["pi1", "pi2"])["strategies"] == []
+    assert FILTERS["split_strategies"]({}, [], "", [], [])["strategies"] == []
+
+
+def test_a_link_that_cannot_be_is_an_error() -> None:
+    assert FILTERS["qdisc"]("100 Mbit/s")[0] == "tbf"
+    with pytest.raises(AnsibleFilterError, match="the link '100' is not known"):
+        FILTERS["qdisc"]("100")
+
+
+def test_counters_that_make_no_record_are_an_error() -> None:
+    about = {
+        "strategy": {"nodes": ["pi1"], "name": "one node", "placement": "replica", "layers": {}, "logits": "head"},
+        "link": "",
+        "counted": {"pi1": [{"failed": True}] * 3},
+        "short": {},
+        "long": {},
+        "peers": {},
+        "about": {},
+    }
+    with pytest.raises(AnsibleFilterError, match="the counters of pi1 were not read"):
+        FILTERS["token_time_of_llama"](about)
+    dllama = {"strategy": about["strategy"], "link": "", "runs": ["nothing"], "seen": {}, "about": {}}
+    with pytest.raises(AnsibleFilterError, match="dllama printed no tokens"):
+        FILTERS["token_time_of_dllama"](dllama)

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from ansible.module_utils.bramble.token_time import parse_inference
 from by_path import ROOT, load
 
 EMULATION = ROOT / "lab/packages/dllama/dllama.py"
@@ -228,3 +229,22 @@ def test_it_builds_as_the_original_does_and_says_what_it_is(tmp_path: Path) -> N
     assert about["instructions"]["wanted"] > 0
     told = subprocess.run([tmp_path / "release/bin/dllama-api", "--help"], capture_output=True, text=True, check=True)
     assert told.stderr.startswith("EMULATION of distributed-llama")
+
+
+def test_in_the_foreground_it_tells_each_tokens_time(programs: Programs) -> None:
+    _, port, log = programs.worker()
+    files = ("--model", str(programs.directory / "tiny.m"), "--tokenizer", str(programs.directory / "tiny.t"))
+    words = ("--buffer-float-type", "q80", "--prompt", "one two three four", "--steps", "12")
+    process, output = programs.start("dllama", "inference", *words, *files, "--workers", f"127.0.0.1:{port}")
+    assert process.wait(DEADLINE_S) == 0
+    found = parse_inference(output.read_text())
+    # Four characters a token: 4 of 5 are evaluated, and up to the twelfth place are predicted.
+    assert (found.prompt, found.predicted) == (5, 8)
+    assert found.token >= 20
+    assert found.compute is not None
+    until(lambda: "Network is closed" in log.read_text(), "the worker does not see that its root is gone")
+    gone, output = programs.start("dllama", "inference", *words, *files, "--workers", f"127.0.0.1:{free_port()}")
+    assert gone.wait(DEADLINE_S) == 1
+    assert "Cannot connect" in output.read_text()
+    silent, _ = programs.start("dllama", "inference", *files)
+    assert silent.wait(DEADLINE_S) == 1

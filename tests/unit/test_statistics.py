@@ -42,3 +42,8 @@ def test_no_values_have_no_mean() -> None:
         statistics.mean([])
     with pytest.raises(ValueError, match="no values"):
         statistics.percentile([], 50)
+
+
+@given(value=st.floats(1e-6, 1e12), count=st.integers(2, 20))
+def test_equal_values_have_no_deviation(value: float, count: int) -> None:
+    assert statistics.deviation([value] * count) == 0.0

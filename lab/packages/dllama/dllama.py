@@ -1,4 +1,4 @@
-"""EMULATION of distributed-llama: `dllama worker` and `dllama-api`, their command line, ports, protocol and defects.
+"""EMULATION of distributed-llama: `dllama worker`, `dllama inference`, `dllama-api`; command line, protocol, defects.
 
 After src/app.cpp, src/dllama.cpp, src/dllama-api.cpp and src/nn/nn-network.cpp of 8d624a7. It computes nothing: each
 token of an answer is a word, for which the root asks all workers once. As in the original,
@@ -32,6 +32,8 @@ N_LAYERS, N_KV_HEADS, SEQ_LEN, WEIGHT_FLOAT_TYPE = 4, 6, 10, 13
 Q40 = 2
 # Characters that stand for one token.
 CHARACTERS = 4
+# Tokens of a prompt that are computed at once: nBatches of src/app.cpp.
+BATCH = 32
 OPTIONS = (
     *("--model", "--tokenizer", "--prompt", "--buffer-float-type", "--host", "--port", "--nthreads", "--steps"),
     *("--temperature", "--topp", "--seed", "--chat-template", "--max-seq-len", "--net-turbo", "--gpu-index"),
@@ -259,6 +261,45 @@ class Root:
             peer.close()
 
 
+def inference(arguments: list[str]) -> None:
+    """inference() of src/dllama.cpp: a line for each batch of the prompt and for each token, then the summary.
+
+    The number of tokens is right, and that of bytes is what goes over the network here.
+    """
+    wanted = options(arguments)
+    if "--prompt" not in wanted:
+        raise AbortError("Prompt is required")
+    steps = int(wanted.get("--steps", 0))
+    if steps == 0:
+        raise AbortError("Number of steps is required")
+    say(USAGE.splitlines()[0])
+    root = Root(wanted)
+    tokens = len(wanted["--prompt"]) // CHARACTERS + 1
+    if tokens > steps:
+        raise AbortError("The number of prompt tokens is greater than the number of steps")
+    say(wanted["--prompt"])
+    traffic = f"Sent{4 * len(root.peers) // 1024:6d} kB Recv{4 * len(root.peers) // 1024:6d} kB"
+    spent: dict[str, list[float]] = {"Eval": [], "Pred": []}
+    done = 0
+    while done < min(steps, root.context):
+        batch = min(BATCH, tokens - 1 - done)
+        name, count = ("Eval", batch) if batch > 0 else ("Pred", 1)
+        began = time.monotonic()
+        root.token()
+        spent[name].append((time.monotonic() - began) * 1000)
+        # All of it counts as computing, where the original would tell how long it waited for the others.
+        shown = f"{int(spent[name][-1]):5d} ms Sync{0:5d} ms | {traffic} |"
+        say(f"🔷️ Eval{shown} ({count} tokens)" if name == "Eval" else f"🔶 Pred{shown} word{done}")
+        done += count
+    root.close()
+    print()
+    for name, head, count in (("Eval", "Evaluation", tokens - 1), ("Pred", "Prediction", done - tokens + 1)):
+        total = sum(spent[name])
+        rate = f"{count * 1000 / total:3.2f} ({total / count:3.2f} ms/tok)" if count and total else "-nan (-nan ms/tok)"
+        batches = f"   nBatches: {BATCH}\n" if name == "Eval" else ""
+        print(f"{head}\n{batches}    nTokens: {count}\n   tokens/s: {rate}")
+
+
 def read_request(client: socket.socket) -> tuple[str, str, Any]:
     """HttpRequest::read: method, path and the JSON of the body, None without one."""
     content = b""
@@ -387,6 +428,9 @@ def main(arguments: list[str]) -> NoReturn:
     try:
         if name == "dllama-api":
             api(rest)
+        if rest[:1] == ["inference"]:
+            inference(rest[1:])
+            sys.exit(0)
         if rest[:1] != ["worker"]:
             raise AbortError("Unsupported mode")
         worker(rest[1:])

@@ -18,6 +18,9 @@ def deviation(values: Sequence[float]) -> float | None:
     """The sample standard deviation, with n-1 below the root; None for fewer than two values."""
     if len(values) < 2:
         return None
+    # Their mean may be a rounding away from them, and the square root of that is no spread.
+    if min(values) == max(values):
+        return 0.0
     middle = mean(values)
     return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))
 

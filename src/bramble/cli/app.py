@@ -49,7 +49,7 @@ DEMO_LAYERS = 12
 TAGS = (
     *("phase1", "step_1_1", "preflight", "os_base", "ssh_access", "cluster_network", "pi_firmware", "reboot"),
     *("step_1_2", "llama_cpp", "llama_server", "ollama", "step_1_3", "hailo", "hailo_ollama"),
-    *("step_1_4", "benchmark", "node_bench", "net_bench", "report"),
+    *("step_1_4", "benchmark", "node_bench", "net_bench", "split_strategies", "report"),
     *("phase2", "plan", "rpc_worker", "rpc_head", "distributed_llama", "dllama_worker", "dllama_api"),
     *("phase3", "gateway"),
 )

@@ -208,6 +208,10 @@ def compare_sides(a: Side, b: Side, *, floor: float) -> list[Row]:
     return rows
 
 
+OWN_PLAYS = {"net_pair": "net_bench", "token_time": "split_strategies"}
+"""Kinds of record that have a play of their own, and its tag."""
+
+
 def bench_variables(kinds: Sequence[str], again: bool) -> dict[str, object]:
     """What `bramble bench` passes to the playbook. Without `kinds`, the inventory says what is measured.
 
@@ -217,16 +221,14 @@ def bench_variables(kinds: Sequence[str], again: bool) -> dict[str, object]:
     for kind in kinds:
         check_kind(kind)
     variables: dict[str, object] = {"benchmark_again": True} if again else {}
-    # The network is measured by a play of its own, which has the tag net_bench.
-    on_nodes = [kind for kind in dict.fromkeys(kinds) if kind != "net_pair"]
+    on_nodes = [kind for kind in dict.fromkeys(kinds) if kind not in OWN_PLAYS]
     return variables | ({"benchmark_kinds": on_nodes} if on_nodes else {})
 
 
 def bench_tags(kinds: Sequence[str]) -> str | None:
-    """The tag of the playbook's plays: the network alone, the nodes alone, or None for all."""
-    if kinds and set(kinds) == {"net_pair"}:
-        return "net_bench"
-    return "node_bench" if kinds and "net_pair" not in kinds else None
+    """The tags of the playbook's plays, or None for all but those that must be asked for (token_time)."""
+    tags = {OWN_PLAYS.get(kind, "node_bench") for kind in kinds}
+    return ",".join(sorted(tags)) or None
 
 
 # --- How they are shown

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lab import ROOT as CHECKOUT
 from lab import Lab, run
 
 pytestmark = pytest.mark.lab
@@ -67,6 +68,12 @@ def until(condition: Callable[[], object], what: str) -> float:
     return time.monotonic() - began
 
 
+def records(lab: Lab) -> list[dict[str, Any]]:
+    path = CHECKOUT / lab.inventory / "measured/pi1.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [record for line in lines if (record := json.loads(line))["kind"] == "token_time"]
+
+
 def test_nothing_but_the_root_connected_to_the_worker(lab: Lab) -> None:
     """Roles ran four times before this. Whatever else connects to a waiting worker ends it: a test below shows that."""
     assert property_of(lab, "pi2", WORKER, "NRestarts") == "0"
@@ -76,6 +83,26 @@ def test_nothing_but_the_root_connected_to_the_worker(lab: Lab) -> None:
     said = journal(lab, "pi2", WORKER, own)
     assert "The root node has connected" in said
     assert "Critical error" not in said
+
+
+def test_where_a_tokens_time_goes_is_measured_and_the_service_is_back(lab: Lab) -> None:
+    before = records(lab)
+    done = lab.play("tests/molecule/dllama/measure.yml")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert property_of(lab, "pi1", ROOT, "ActiveState") == "active"
+    assert chat(lab)[0] == 200
+    new = records(lab)[len(before) :]
+    assert [record["params"]["link"] for record in new] == ["", "100 Mbit/s"]
+    for record in new:
+        result, params = record["result"], record["params"]
+        assert (params["strategy"], params["placement"], params["nodes"]) == ("tensor", "tensor", ["pi1", "pi2"])
+        assert params["n_gen"] == 8
+        assert result["token"]["mean"] * result["decode"]["mean"] == pytest.approx(1000, rel=0.5)
+        parts = [result[name]["value"] for name in ("compute_pi1", "network") if name in result]
+        assert not parts or sum(parts) == pytest.approx(result["token"]["mean"], rel=0.01)
+        assert {"sent", "received"} <= set(result)
+    for node in ("pi1", "pi2"):
+        assert "b7a1:" not in lab.shell(node, "tc qdisc show").stdout
 
 
 @pytest.mark.parametrize(("node", "unit"), UNITS)
