@@ -40,14 +40,7 @@ options:
     description: Seconds that one run may take.
     type: int
     default: 1200
-  sysfs:
-    description: Where the kernel's C(/sys) is.
-    type: path
-    default: /sys
-  device_tree:
-    description: Where the board's device tree is.
-    type: path
-    default: /proc/device-tree
+extends_documentation_fragment: [board]
 attributes:
   check_mode:
     description: Runs nothing.
@@ -98,6 +91,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.llama_bench import BenchError, execute, read_json, require_enough
+from ansible.module_utils.bramble.options import BOARD
 from ansible.module_utils.bramble.token_time import TokenTimeError, dllama_engine, infer_all, unit_command
 
 
@@ -111,8 +105,7 @@ def main() -> None:
             "generated_tokens": {"type": "int", "default": 64},
             "allow_few": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 1200},
-            "sysfs": {"type": "path", "default": "/sys"},
-            "device_tree": {"type": "path", "default": "/proc/device-tree"},
+            **BOARD,
         },
         supports_check_mode=True,
     )

@@ -41,14 +41,7 @@ options:
     description: The server's program. Of its release is the record's C(engine).
     type: path
     default: /opt/llama.cpp/current/bin/llama-server
-  sysfs:
-    description: Where the kernel's C(/sys) is.
-    type: path
-    default: /sys
-  device_tree:
-    description: Where the board's device tree is.
-    type: path
-    default: /proc/device-tree
+extends_documentation_fragment: [board]
 attributes:
   check_mode:
     description: Asks nothing and returns no timings.
@@ -104,6 +97,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.http_bench import Server
 from ansible.module_utils.bramble.llama_bench import BenchError, read_engine
+from ansible.module_utils.bramble.options import BOARD
 from ansible.module_utils.bramble.token_time import Wanted, generate
 
 
@@ -117,8 +111,7 @@ def main() -> None:
             "allow_few": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 600},
             "program": {"type": "path", "default": "/opt/llama.cpp/current/bin/llama-server"},
-            "sysfs": {"type": "path", "default": "/sys"},
-            "device_tree": {"type": "path", "default": "/proc/device-tree"},
+            **BOARD,
         },
         supports_check_mode=True,
     )
