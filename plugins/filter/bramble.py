@@ -366,7 +366,7 @@ def split_strategies(
         return _plain(setting(hostvars, head, f"rpc_head_{name}"))
 
     entry = _plain(catalogue_entry(hostvars, head, own("model")))
-    shapes = package("bramble.cli.plan").known_shapes({**_catalogue(), entry["name"]: entry})
+    shapes, unusable = package("bramble.cli.plan").known_shapes({**_catalogue(), entry["name"]: entry})
     variables = {
         host: {name: _plain(hostvars[host][name]) for name in inputs.VARIABLES if name in hostvars[host]}
         for host in hosts
@@ -378,7 +378,7 @@ def split_strategies(
         unknown = "; ".join(str(error).splitlines())
     shape = shapes.get(entry["name"])
     if shape is None:
-        unknown = f"the catalogue does not tell the widths of {entry['name']}"
+        unknown = f"the catalogue's entry of {entry['name']}: {unusable[entry['name']]}"
     ground = module.Ground(
         total=entry["layers"],
         head=hosts[0],

@@ -222,11 +222,14 @@ def left_of(lab: Lab, engine: str, ports: tuple[int, ...]) -> list[str]:
 RPC, DLLAMA = ("rpc-", (8080, 50052)), ("dllama-", (9990, 9991, 9992))
 
 
-def test_slices_are_served_by_two_of_three_nodes(planned: Lab, slices: dict[str, Any]) -> None:
+PHASES_2_AND_3 = ("playbooks/phase2_distributed.yml", "playbooks/phase3_gateway.yml")
+
+
+def test_slices_are_served_by_two_of_three_nodes(planned: Lab, url: str, slices: dict[str, Any]) -> None:
     entry = slices["model_store_catalogue"][SLICED]
     room = dict.fromkeys(ROOM, 30_000_000)
     write(planned, room, model=SLICED, context=1024, placement="tensor", variables=slices)
-    done = planned.play("playbooks/phase2_distributed.yml")
+    done = planned.play(*PHASES_2_AND_3)
     assert done.returncode == 0, done.stdout[-3000:]
     plan = plan_of(planned)
     assert (plan["model"], plan["placement"], plan["head"], len(plan["nodes"])) == (SLICED, "tensor", "pi1", 2)
@@ -240,7 +243,10 @@ def test_slices_are_served_by_two_of_three_nodes(planned: Lab, slices: dict[str,
     status, told = ask_root(planned, "/v1/chat/completions", body)
     assert status == 200, told
     assert told["choices"][0]["finish_reason"] in ("length", "stop")
-    again = planned.play("playbooks/phase2_distributed.yml")
+    asker = Asker(url, SLICED)
+    asker.ask()
+    assert asker.answers[0][0] == 200, asker.answers
+    again = planned.play(*PHASES_2_AND_3)
     assert again.returncode == 0, again.stdout[-3000:]
     assert all(counts["changed"] == 0 for counts in recap(again.stdout).values()), again.stdout
 
@@ -248,7 +254,7 @@ def test_slices_are_served_by_two_of_three_nodes(planned: Lab, slices: dict[str,
 def test_layers_again_leave_nothing_of_the_slices(planned: Lab, url: str, slices: dict[str, Any]) -> None:
     assert left_of(planned, *DLLAMA)
     write(planned, ROOM, variables=slices)
-    done = planned.play("playbooks/phase2_distributed.yml")
+    done = planned.play(*PHASES_2_AND_3)
     assert done.returncode == 0, done.stdout[-3000:]
     assert left_of(planned, *DLLAMA) == []
     assert layers(planned) == plan_of(planned)["layers"]
