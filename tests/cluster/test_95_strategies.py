@@ -80,8 +80,9 @@ def measured(cluster: Lab) -> dict[tuple[str, str], dict[str, Any]]:
     """(strategy, link) → the record."""
     path = ROOT / cluster.inventory / "measured" / f"{HEAD}.jsonl"
     # Of an earlier run on the same lab.
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    path.write_text("".join(line for line in lines if '"token_time"' not in line))
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if '"token_time"' not in line))
     links_before = links(cluster)
     # Puts back what the run that was cut off has left.
     measure(cluster, EVEN)
