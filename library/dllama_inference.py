@@ -91,7 +91,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.llama_bench import BenchError, execute, read_json, require_enough
-from ansible.module_utils.bramble.options import BOARD
+from ansible.module_utils.bramble.options import board
 from ansible.module_utils.bramble.token_time import TokenTimeError, dllama_engine, infer_all, unit_command
 
 
@@ -105,7 +105,7 @@ def main() -> None:
             "generated_tokens": {"type": "int", "default": 64},
             "allow_few": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 1200},
-            **BOARD,
+            **board(),
         },
         supports_check_mode=True,
     )

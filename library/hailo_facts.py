@@ -150,11 +150,11 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.hailo_facts import read_hailo
-from ansible.module_utils.bramble.options import BOARD
+from ansible.module_utils.bramble.options import board
 from ansible.module_utils.bramble.pi_facts import Places
 
 ARGUMENTS = {
-    **BOARD,
+    **board(),
     "boot": {"type": "path", "default": "/boot/firmware"},
 }
 

@@ -119,7 +119,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.http_bench import PROMPTS, Server, Wanted, check, measure
 from ansible.module_utils.bramble.llama_bench import BenchError
-from ansible.module_utils.bramble.options import BOARD, LLM_ADDRESS
+from ansible.module_utils.bramble.options import board, llm_address
 
 
 def main() -> None:
@@ -133,8 +133,8 @@ def main() -> None:
             "timeout": {"type": "int", "default": 600},
             "keep_alive": {"type": "int", "default": 300},
             "extra": {"type": "dict", "default": {}},
-            **LLM_ADDRESS,
-            **BOARD,
+            **llm_address(),
+            **board(),
         },
         supports_check_mode=True,
     )

@@ -111,7 +111,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.llama_bench import BenchError, measure, physical_cores, plan
-from ansible.module_utils.bramble.options import BOARD
+from ansible.module_utils.bramble.options import board
 
 
 def main() -> None:
@@ -126,7 +126,7 @@ def main() -> None:
             "repetitions": {"type": "int", "default": 5},
             "allow_few": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 3600},
-            **BOARD,
+            **board(),
         },
         supports_check_mode=True,
     )

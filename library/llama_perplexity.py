@@ -88,7 +88,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.llama_bench import BenchError, physical_cores
-from ansible.module_utils.bramble.options import BOARD
+from ansible.module_utils.bramble.options import board
 from ansible.module_utils.bramble.perplexity import measure
 
 
@@ -103,7 +103,7 @@ def main() -> None:
             "threads": {"type": "int", "default": 0},
             "allow_few": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 3600},
-            **BOARD,
+            **board(),
         },
         supports_check_mode=True,
     )

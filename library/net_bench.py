@@ -87,7 +87,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node, Observation
 from ansible.module_utils.bramble.net_bench import NetworkError, Peer, Plan, measure, record, run_command
-from ansible.module_utils.bramble.options import BOARD
+from ansible.module_utils.bramble.options import board
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "peers": {
@@ -100,7 +100,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "port": {"type": "int", "default": 5201},
     "seconds": {"type": "int", "default": 5},
     "ping_count": {"type": "int", "default": 50},
-    **BOARD,
+    **board(),
 }
 
 

@@ -54,11 +54,11 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.node_memory import MemoryUnknownError, measure
-from ansible.module_utils.bramble.options import BOARD
+from ansible.module_utils.bramble.options import board
 
 
 def main() -> None:
-    module: Any = AnsibleModule(argument_spec=BOARD, supports_check_mode=True)
+    module: Any = AnsibleModule(argument_spec=board(), supports_check_mode=True)
     if module.check_mode:
         module.exit_json(changed=False, records=[], raw="")
     try:

@@ -153,11 +153,11 @@ ansible_facts:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.bramble.options import BOARD
+from ansible.module_utils.bramble.options import board
 from ansible.module_utils.bramble.pi_facts import Places, read_pi
 
 ARGUMENTS = {
-    **BOARD,
+    **board(),
     "boot": {"type": "path", "default": "/boot/firmware"},
 }
 

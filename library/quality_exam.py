@@ -97,7 +97,7 @@ from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.exam import ExamError, examine, raw_log, read_items
 from ansible.module_utils.bramble.http_bench import Server
 from ansible.module_utils.bramble.llama_bench import BenchError
-from ansible.module_utils.bramble.options import BOARD, LLM_ADDRESS
+from ansible.module_utils.bramble.options import board, llm_address
 
 
 def main() -> None:
@@ -106,8 +106,8 @@ def main() -> None:
             "items": {"type": "list", "elements": "dict", "required": True},
             "exam": {"type": "str", "default": "bramble"},
             "timeout": {"type": "int", "default": 600},
-            **LLM_ADDRESS,
-            **BOARD,
+            **llm_address(),
+            **board(),
         },
         supports_check_mode=True,
     )

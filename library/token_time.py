@@ -97,7 +97,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.bramble.conditions import Node
 from ansible.module_utils.bramble.http_bench import Server
 from ansible.module_utils.bramble.llama_bench import BenchError, read_engine
-from ansible.module_utils.bramble.options import BOARD
+from ansible.module_utils.bramble.options import board
 from ansible.module_utils.bramble.token_time import Wanted, generate
 
 
@@ -111,7 +111,7 @@ def main() -> None:
             "allow_few": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 600},
             "program": {"type": "path", "default": "/opt/llama.cpp/current/bin/llama-server"},
-            **BOARD,
+            **board(),
         },
         supports_check_mode=True,
     )
