@@ -1,4 +1,4 @@
-"""Documentation fragment: where a module finds the board. The arguments: board() in module_utils/bramble/options.py."""
+"""Documentation fragment: where a module finds the board. The arguments: board() in bramble/options.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documentation fragment: which model is asked where. The arguments: llm_address() in module_utils/bramble/options.py."""
+"""Documentation fragment: which model is asked where. The arguments: llm_address() in bramble/options.py."""
 
 from __future__ import annotations
 
