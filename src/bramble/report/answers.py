@@ -140,7 +140,7 @@ def caveat(entries: Iterable[Entry]) -> Text:
 def stand_in(records: Iterable[Measurement]) -> Text:
     """A sentence to add if records are of stand-ins."""
     reasons = sorted({reason for each in records for reason in each.stand_ins})
-    return (f" Stand-in ({', '.join(reasons)}): says nothing about real hardware.",) if reasons else ()
+    return (f" Stand-in: {', '.join(reasons)}.",) if reasons else ()
 
 
 def doubt(entries: Iterable[Entry]) -> Tone:
