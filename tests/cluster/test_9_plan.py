@@ -162,6 +162,19 @@ def test_a_group_that_is_declared_beside_a_plan_is_refused(planned: Lab) -> None
     assert "group rpc_worker: holds pi1 by hosts.yml, but plan_models is set" in done.stdout
 
 
+def test_a_model_without_a_place_stops_the_run_and_leaves_the_plan_as_it_was(planned: Lab) -> None:
+    plan = ROOT / planned.inventory / "plan.json"
+    before = plan.read_text()
+    write(planned, dict.fromkeys(ROOM, 20_000_000))
+    try:
+        done = planned.play("playbooks/plan.yml")
+    finally:
+        write(planned, ROOM)
+    assert done.returncode != 0
+    assert "has no place" in done.stdout
+    assert plan.read_text() == before
+
+
 def test_a_new_plan_moves_only_what_it_must_and_loses_no_request(planned: Lab, url: str) -> None:
     started = {
         host: planned.shell(host, f"systemctl show --property ActiveEnterTimestampMonotonic {unit}").stdout

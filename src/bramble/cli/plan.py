@@ -75,9 +75,13 @@ def show_plan(
     else:
         console.print(explain(plan, details=details))
     if write:
-        new = keep(path, documents.write(plan))
+        # What runs goes on until there is a plan for all that is wanted.
+        if plan["unplaced"]:
+            told = "left as it was, since not every model has a place"
+        else:
+            told = "written" if keep(path, documents.write(plan)) else "unchanged"
         if not as_json:
-            console.print(f"{path}: {'written' if new else 'unchanged'}", soft_wrap=True)
+            console.print(f"{path}: {told}", soft_wrap=True)
     return not plan["unplaced"]
 
 
