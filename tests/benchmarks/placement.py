@@ -26,8 +26,8 @@ shares in proportion to free memory x speed, which is 2 x cores and so the same 
 Of equals the first in the inventory goes first, and that is the fastest: in its favour.
 
 Workers, and heads with `--load-mode none`, have their weights in anonymous memory, and llama-bench maps the file.
-Both ask for huge pages as the product's units do (service_unit_huge_pages). Without them the same two nodes were 0.84
-times as fast.
+Both ask for huge pages as the product's units do (service_unit_huge_pages). Without them, in a run of its own six
+minutes later, the same two nodes were 0.84 times as fast.
 
 Needs a build in ~/.cache/bramble/llama.cpp, as memory.py does.
 """
