@@ -118,3 +118,15 @@ def test_no_prompt_reaches_the_journal(cluster: Lab, url: str) -> None:
     journal = cluster.shell("pi1", "journalctl --no-pager -u bramble-gateway -u bramble-rpc-head").stdout
     assert "bramble-gateway" in journal or "backend=" in journal
     assert secret not in journal
+
+
+def test_what_does_not_map_its_weights_asks_for_huge_pages(cluster: Lab) -> None:
+    for node, unit in (("pi1", "bramble-rpc-head"), ("pi2", "bramble-rpc-worker"), ("pi3", "bramble-rpc-worker")):
+        # Of the processes that compute: the head's is a child of its supervisor.
+        seen = cluster.shell(
+            node,
+            f"for pid in $(cat /sys/fs/cgroup/system.slice/{unit}.service/cgroup.procs); do"
+            " grep --quiet --null-data '^GLIBC_TUNABLES=glibc.malloc.hugetlb=1$' /proc/$pid/environ"
+            " && cat /proc/$pid/comm; done",
+        ).stdout
+        assert "llama-server" in seen or "ggml-rpc-server" in seen, seen
